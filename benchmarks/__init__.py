@@ -1,0 +1,1 @@
+"""Benchmarks: an asv suite and `peers`, a comparison with other engines."""

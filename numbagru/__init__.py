@@ -1,0 +1,1 @@
+"""The Keras GRU layer in NumPy and Numba."""

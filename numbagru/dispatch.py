@@ -1,0 +1,81 @@
+"""Which kernel runs: a table, first match wins, and the reasons in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from numbagru.kernels import plain_cpu
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the choice of a kernel depends on."""
+
+    activations: tuple[Any, Any]
+    dropout_per_gate: bool
+    fused: bool
+    device: str
+
+
+Check = Callable[[Problem], str | None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel family: its code, what it is good at, and when it cannot run.
+
+    Each check gives None, or in words the condition that rules the family out.
+    """
+
+    name: str
+    why: str
+    kernels: Any
+    checks: tuple[Check, ...] = ()
+
+
+def _scalar_activations(problem: Problem) -> str | None:
+    names = [f"'{act.name}'" for act in problem.activations if act.rowwise]
+    if names:
+        return f"{' and '.join(names)} needs all units of a row at once"
+    return None
+
+
+def _no_dropout_per_gate(problem: Problem) -> str | None:
+    if problem.dropout_per_gate:
+        return "each gate has dropout masks of its own"
+    return None
+
+
+def _fused(problem: Problem) -> str | None:
+    return None if problem.fused else "use_cudnn=False forbids the fused kernels"
+
+
+KERNELS = (
+    Row("cpu_plain", "plain loops for every configuration", plain_cpu),
+)
+
+
+def refusals(row: Row, problem: Problem) -> Iterator[str]:
+    """Yield each condition that rules the row out."""
+    for check in row.checks:
+        reason = check(problem)
+        if reason is not None:
+            yield reason
+
+
+def select(problem: Problem) -> Row:
+    """Return the first row that nothing rules out."""
+    return next(row for row in KERNELS if not any(refusals(row, problem)))
+
+
+def explain(problem: Problem) -> str:
+    """Say which kernel runs and what ruled out each faster one."""
+    lines = []
+    for row in KERNELS:
+        reasons = list(refusals(row, problem))
+        if not reasons:
+            return "\n".join([f"{row.name}: {row.why}", *lines])
+        lines += [f"  not {row.name}: {reason}" for reason in reasons]
+    raise AssertionError("the last row of KERNELS takes every problem")

@@ -1,0 +1,440 @@
+"""The GRU on plain arrays and its vector-Jacobian product: the one door to the kernels.
+
+All checks of arrays are made here, before anything is computed. `config` is a
+`GRUConfig`; only its plain attributes are read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numbagru import dispatch
+from numbagru.kernels import panels
+from numbagru.kernels.call import REAL, Call, Cotangents, Outputs, Parts
+
+# Rows whose weight gradients are added up before they meet those of other rows: never
+# more parts than this, nor more memory for them.
+_MOST_PARTS = 64
+_PART_BYTES = 64 * 2**20
+
+
+class Gradients(NamedTuple):
+    """Gradients of `gru`: arrays shaped as its arguments; bias None without one."""
+
+    inputs: np.ndarray
+    initial_state: np.ndarray
+    kernel: np.ndarray
+    recurrent_kernel: np.ndarray
+    bias: np.ndarray | None
+
+
+class Weights:
+    """The weights of one GRU, and what kernels derive from them.
+
+    Immutable: make another one when a weight changes.
+
+    Parameters
+    ----------
+    kernel : ndarray (F, 3 U)
+        Gates z, r, candidate.
+    recurrent_kernel : ndarray (U, 3 U)
+    bias : ndarray (2, 3 U), (3 U,) or None
+        Input and recurrent bias, or the input bias alone.
+    reset_after : bool
+        Which of the two shapes `bias` has.
+    """
+
+    def __init__(
+        self,
+        kernel: np.ndarray,
+        recurrent_kernel: np.ndarray,
+        bias: np.ndarray | None,
+        reset_after: bool,
+    ) -> None:
+        self.kernel = np.ascontiguousarray(kernel)
+        self.recurrent_kernel = np.ascontiguousarray(recurrent_kernel)
+        self.bias = bias
+        self.reset_after = reset_after
+
+    @cached_property
+    def sum_bias(self) -> np.ndarray:
+        """Where the sums start (4, U): z, r, candidate's input and recurrent part."""
+        U = self.recurrent_kernel.shape[0]
+        start = np.zeros((4, U), self.kernel.dtype)
+        if self.bias is not None:
+            given = np.reshape(self.bias, (-1, 3, U))
+            start[:3] = given[0]
+            if self.reset_after:
+                start[:2] += given[1, :2]
+                start[3] = given[1, 2]
+        return start
+
+    @cached_property
+    def panels(self) -> panels.Panels:
+        """Packed for the forward tiles."""
+        real = REAL[self.kernel.dtype.name]
+        return panels.pack(real, self.kernel, self.recurrent_kernel, self.sum_bias)
+
+    @cached_property
+    def transposed_panels(self) -> panels.TransposedPanels:
+        """Packed for the backward tiles."""
+        real = REAL[self.kernel.dtype.name]
+        return panels.pack_transposed(real, self.kernel, self.recurrent_kernel)
+
+
+def _real_array(value: Any, name: str, dtype: str) -> np.ndarray:
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(
+            f"`{name}` must be an array of real numbers. Received: dtype={array.dtype}. "
+            "Convert it first, for example with `.astype('float32')`."
+        )
+    if array.dtype != dtype or not array.flags.aligned:
+        array = array.astype(dtype)
+    return array
+
+
+def _aligned_rows(array: np.ndarray) -> np.ndarray:
+    """Make the last axis contiguous and the strides whole elements."""
+    size = array.itemsize
+    regular = not any(stride % size for stride in array.strides)
+    if regular and (array.strides[-1] == size or array.shape[-1] <= 1):
+        return array
+    return np.ascontiguousarray(array)
+
+
+def _sequences(config: Any, weights: Weights, x: Any) -> np.ndarray:
+    """Check `sequences` and bring it to (B, T, F)."""
+    x = _real_array(x, "sequences", config.dtype)
+    layout = "(timesteps, batch, features)" if config.time_major else (
+        "(batch, timesteps, features)"
+    )  # fmt: skip
+    if x.ndim != 3:
+        raise ValueError(
+            f"Input of layer '{config.name}' is incompatible with the layer: expected "
+            f"ndim=3, {layout}, found ndim={x.ndim}. Full shape received: {x.shape}"
+        )
+    features = weights.kernel.shape[0]
+    if x.shape[2] != features:
+        raise ValueError(
+            f"Input of layer '{config.name}' is incompatible with the layer: expected "
+            f"axis -1 of `sequences` to have {features} features, as its `kernel`. "
+            f"Received: shape={x.shape}"
+        )
+    return _aligned_rows(x.transpose(1, 0, 2) if config.time_major else x)
+
+
+def _mask(config: Any, mask: Any, B: int, T: int) -> np.ndarray:
+    """Check `mask` and bring it to (B, T) of 0 and 1; (0, 0) when every step counts."""
+    if mask is None:
+        return np.zeros((0, 0), np.uint8)
+    mask = np.asarray(mask)
+    if mask.dtype.kind not in "fiub":
+        raise TypeError(
+            "`mask` must be an array of booleans, True where a step counts. "
+            f"Received: dtype={mask.dtype}"
+        )
+    expected = (T, B) if config.time_major else (B, T)
+    if mask.shape not in (expected, (*expected, 1)):
+        raise ValueError(
+            f"`mask` must have one entry per row and step, shape {expected} or "
+            f"{(*expected, 1)}. Received: shape={mask.shape}"
+        )
+    mask = mask.reshape(expected).astype(bool).view(np.uint8)
+    return mask.T if config.time_major else mask
+
+
+def _state(config: Any, state: Any, B: int) -> np.ndarray:
+    if state is None:
+        return np.zeros((B, config.units), config.dtype)
+    state = _real_array(state, "initial_state", config.dtype)
+    if state.shape != (B, config.units):
+        raise ValueError(
+            f"`initial_state` must have shape {(B, config.units)}, one row per row of "
+            f"the input. Received: shape={state.shape}. Use numpy.broadcast_to to give "
+            "every row the same state."
+        )
+    return np.ascontiguousarray(state)
+
+
+def _multipliers(name: str, value: Any, shape: tuple[int, ...], dtype: str) -> Any:
+    value = np.asarray(value, dtype)
+    if value.shape != shape:
+        raise ValueError(
+            f"`{name}` must have shape {shape}. Received: shape={value.shape}"
+        )
+    return np.ascontiguousarray(value)
+
+
+def _call(
+    config: Any,
+    weights: Weights,
+    x: Any,
+    initial_state: Any,
+    mask: Any,
+    input_dropout: Any,
+    recurrent_dropout: Any,
+) -> tuple[Call, Any]:
+    """Check everything; gives the kernels' call and the multiplier already in its x."""
+    x = _sequences(config, weights, x)
+    B, T, F = x.shape
+    mask = _mask(config, mask, B, T)
+    h0 = _state(config, initial_state, B)
+    none = np.zeros((0, 0, 0), config.dtype)
+    x_drop, h_drop, factor = none, none, None
+    if input_dropout is not None:
+        given = np.asarray(input_dropout, config.dtype)
+        if given.shape == (3, B, F) and config.implementation == 1:
+            x_drop = np.ascontiguousarray(given)
+        else:
+            factor = _time_factor(config, given, (B, T, F))
+            x = np.ascontiguousarray(x * factor)
+    if recurrent_dropout is not None:
+        h_drop = _multipliers(
+            "recurrent_dropout", recurrent_dropout, (3, B, config.units), config.dtype
+        )
+    if config.go_backwards:
+        x, mask = x[:, ::-1], mask[:, ::-1]
+    call = Call(
+        activation=config.activation,
+        recurrent_activation=config.recurrent_activation,
+        reset_after=config.reset_after,
+        x=x,
+        h0=h0,
+        mask=mask,
+        weights=weights,
+        x_drop=x_drop,
+        h_drop=h_drop,
+        zero_output=bool(config.zero_output_for_mask),
+        first_is_state=config.masked_output == "state",
+    )
+    return call, factor
+
+
+def _time_factor(config: Any, given: np.ndarray, shape: tuple[int, ...]) -> Any:
+    """Bring input multipliers, constant or varying in time, to broadcast over x."""
+    B, T, F = shape
+    if given.shape == (B, F):
+        return given[:, None, :]
+    if config.time_major and given.shape == (T, B, F):
+        return given.transpose(1, 0, 2)
+    if given.shape == shape:
+        return given
+    raise ValueError(
+        f"`input_dropout` must have shape {(B, F)}, {shape} or, with implementation=1, "
+        f"{(3, B, F)}. Received: shape={given.shape}"
+    )
+
+
+def _problem(config: Any, dropout_per_gate: bool) -> dispatch.Problem:
+    return dispatch.Problem(
+        activations=(config.activation, config.recurrent_activation),
+        dropout_per_gate=dropout_per_gate,
+        fused=config.use_cudnn is not False,
+        device=config.device,
+    )
+
+
+def _outputs(config: Any, call: Call, width: int | None) -> Outputs:
+    """Allocate; `width` is the row length of what is saved for backward, if wanted."""
+    B, T, _ = call.x.shape
+    U, dtype = config.units, config.dtype
+    y = np.empty((0, 0, 0), dtype)
+    if config.return_sequences:
+        y = np.empty((T, B, U) if config.time_major else (B, T, U), dtype)
+    return Outputs(
+        y=y.transpose(1, 0, 2) if config.time_major else y,
+        last=np.empty((B, U), dtype),
+        state=np.empty((B, U), dtype),
+        saved=np.empty((B, T, 4, width) if width else (0, 0, 0, 0), dtype),
+        states=np.empty((B, T, width) if width else (0, 0, 0), dtype),
+    )
+
+
+def _public(config: Any, out: Outputs) -> tuple[Any, Any, Any]:
+    y = out.y.transpose(1, 0, 2) if config.time_major else out.y
+    return out.last, (y if config.return_sequences else None), out.state
+
+
+def gru(
+    config: Any,
+    weights: Weights,
+    x: Any,
+    initial_state: Any = None,
+    mask: Any = None,
+    input_dropout: Any = None,
+    recurrent_dropout: Any = None,
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Run a GRU over sequences.
+
+    Parameters
+    ----------
+    config : GRUConfig
+    weights : Weights
+    x : array_like (B, T, F), or (T, B, F) with ``config.time_major``
+    initial_state : array_like (B, U), optional
+        Default: zeros.
+    mask : array_like (B, T) or (B, T, 1), optional
+        True where a step counts; (T, B) with ``config.time_major``. Default: all do.
+    input_dropout : array_like, optional
+        Multipliers of x: (B, F), the shape of x, or (3, B, F) for one per gate with
+        ``config.implementation == 1``.
+    recurrent_dropout : array_like (3, B, U), optional
+        Multipliers of the state in the product of each gate.
+
+    Returns
+    -------
+    last_output : ndarray (B, U)
+    outputs : ndarray (B, T, U) or None
+        In processing order; None unless ``config.return_sequences``.
+    state : ndarray (B, U)
+
+    Raises
+    ------
+    TypeError
+        For arrays of anything but real numbers.
+    ValueError
+        For wrong shapes.
+    """
+    call, _ = _call(
+        config, weights, x, initial_state, mask, input_dropout, recurrent_dropout
+    )
+    per_gate = call.x_drop.size > 0 or call.h_drop.size > 0
+    family = dispatch.select(_problem(config, per_gate)).kernels
+    out = _outputs(config, call, None)
+    family.forward(call, out)
+    return _public(config, out)
+
+
+def gru_vjp(
+    config: Any,
+    weights: Weights,
+    x: Any,
+    initial_state: Any = None,
+    mask: Any = None,
+    input_dropout: Any = None,
+    recurrent_dropout: Any = None,
+) -> tuple[tuple[np.ndarray, np.ndarray | None, np.ndarray], Callable[..., Gradients]]:
+    """Run a GRU and get its vector-Jacobian product; parameters as of `gru`.
+
+    Returns
+    -------
+    outputs : tuple
+        What `gru` returns.
+    pullback : callable
+        ``pullback(d_last_output, d_outputs, d_state) -> Gradients``; None stands for
+        zero. May be called any number of times.
+    """
+    call, factor = _call(
+        config, weights, x, initial_state, mask, input_dropout, recurrent_dropout
+    )
+    for activation in (config.activation, config.recurrent_activation):
+        _ = activation.backward_argument
+    per_gate = call.x_drop.size > 0 or call.h_drop.size > 0
+    family = dispatch.select(_problem(config, per_gate)).kernels
+    width = family.saved_width(call.real, config.units)
+    out = _outputs(config, call, width)
+    family.forward(call, out)
+
+    def pullback(
+        d_last_output: Any = None, d_outputs: Any = None, d_state: Any = None
+    ) -> Gradients:
+        given = _cotangents(config, call, d_last_output, d_outputs, d_state)
+        return _backward(config, family, call, given, out, factor)
+
+    return _public(config, out), pullback
+
+
+def _cotangents(
+    config: Any, call: Call, d_last: Any, d_y: Any, d_state: Any
+) -> Cotangents:
+    B, T, _ = call.x.shape
+    U, dtype = config.units, config.dtype
+
+    def checked(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+        if value is None:
+            return np.empty((0,) * len(shape), dtype)
+        value = _real_array(value, name, dtype)
+        if value.shape != shape:
+            raise ValueError(
+                f"The gradient `{name}` must have the shape of its output, {shape}. "
+                f"Received: shape={value.shape}"
+            )
+        return value
+
+    d_y = checked("d_outputs", d_y, (T, B, U) if config.time_major else (B, T, U))
+    return Cotangents(
+        y=_aligned_rows(d_y.transpose(1, 0, 2) if config.time_major else d_y),
+        last=np.ascontiguousarray(checked("d_last_output", d_last, (B, U))),
+        state=np.ascontiguousarray(checked("d_state", d_state, (B, U))),
+    )
+
+
+def rows_per_part(B: int, F: int, U: int, itemsize: int) -> int:
+    """Rows whose weight gradients are one partial sum: a function of shapes alone.
+
+    Eight rows fill a tile; wide layers take more, because every part reads all the
+    weights; few rows are split in two so that two threads have work.
+    """
+    least = 8 if U < 64 else 16 if U < 256 else 32
+    if B <= 2 * least:
+        least = max(1, math.ceil(B / 2))
+    bytes_each = (F + U) * 3 * U * itemsize
+    parts = max(2, min(_MOST_PARTS, _PART_BYTES // max(1, bytes_each)))
+    rows = max(least, math.ceil(B / parts))
+    return rows if rows < 8 else math.ceil(rows / 8) * 8
+
+
+def _backward(
+    config: Any,
+    family: Any,
+    call: Call,
+    given: Cotangents,
+    out: Outputs,
+    factor: Any,
+) -> Gradients:
+    B, T, F = call.x.shape
+    U, dtype = config.units, config.dtype
+    rows = rows_per_part(B, F, U, call.x.itemsize)
+    count = math.ceil(B / rows)
+    d_x = np.empty((T, B, F) if config.time_major else (B, T, F), dtype)
+    d_x_rows = d_x.transpose(1, 0, 2) if config.time_major else d_x
+    parts = Parts(
+        x=d_x_rows[:, ::-1] if config.go_backwards else d_x_rows,
+        h0=np.empty((B, U), dtype),
+        W=np.empty((count, F, 3, U), dtype),
+        R=np.empty((count, U, 3, U), dtype),
+        bias=np.empty((count, 4, U), dtype),
+    )
+    family.backward(call, given, out, rows, parts)
+    if factor is not None:
+        d_x_rows *= factor
+    d_bias = None
+    if config.use_bias:
+        total = parts.bias.sum(0)
+        d_bias = total[:3].reshape(3 * U)
+        if config.reset_after:
+            d_bias = np.stack([d_bias, total[[0, 1, 3]].reshape(3 * U)])
+    return Gradients(
+        inputs=d_x,
+        initial_state=parts.h0,
+        kernel=parts.W.sum(0).reshape(F, 3 * U),
+        recurrent_kernel=parts.R.sum(0).reshape(U, 3 * U),
+        bias=d_bias,
+    )
+
+
+def explain(
+    config: Any,
+    weights: Weights,
+    x_shape: tuple[int, ...],
+    mask: Any = None,
+    dropout_per_gate: bool = False,
+) -> str:
+    """Say which kernel `gru` takes and, for each faster one, what rules it out."""
+    return dispatch.explain(_problem(config, dropout_per_gate))

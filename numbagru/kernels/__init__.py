@@ -1,0 +1,36 @@
+"""What a machine runs: arrays, no Keras.
+
+Letters: B rows, T steps, F features, U units.
+
+Arrays of the forward kernels
+    x        (B, T, F)    any strides of row and time, features contiguous
+    h0       (B, U)       state before the first step
+    mask     (B, T)       uint8, 0 skips the step; (0, 0) when every step counts
+    y        (B, T, U)    out, any strides, units contiguous; (0, 0, 0) when not wanted
+    last     (B, U)       out: the last output
+    state    (B, U)       out: the state after the last step
+    saved    (B, T, 4, V) out, for backward: z, r, candidate and either the candidate's
+                          recurrent part or r * h; (0, 0, 0, 0) when not wanted. Gates
+                          whose derivative is written in the input are saved as sums.
+    states   (B, T, V)    out, for backward: the state after each step
+    V is U, or U padded to whole vectors in the register-tile kernels.
+
+Arrays of the backward kernels
+    d_y, d_last, d_state  gradients of the outputs, shapes as above, (0, ...) for none
+    d_x (B, T, F), d_h0 (B, U)  out
+    d_W (parts, F, 3, U), d_R (parts, U, 3, U), d_bias (parts, 4, U)  out: partial sums
+                          over `rows_per_part` rows each; the caller adds the parts in
+                          order. d_bias is z, r, candidate's input and recurrent part.
+
+Weights: W (F, 3 U), R (U, 3 U), gates z, r, candidate; bias (4, U): z and r with both
+biases added, the candidate's input bias and its recurrent bias. All arrays belong to
+the caller; kernels keep nothing. A masked step is computed nowhere into a result: the
+state stays, the output repeats (or is zero), the gradient passes through.
+
+Order of sums, for each output element: the bias, then one chain of fused multiply-adds
+over features 0..F-1, then units 0..U-1; the candidate's recurrent part with the reset
+gate after the product is a chain of its own from its own bias. Never split, never
+reassociated. Weight gradients are partial sums over fixed blocks of rows, each from the
+last step to the first, added in the order of the blocks. So no result depends on the
+rows around it, on threads, on chunks of time or on the vector width.
+"""

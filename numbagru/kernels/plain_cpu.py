@@ -1,0 +1,314 @@
+"""Plain loops for every configuration: obvious, always right, the others' yardstick.
+
+Parallel over rows (forward) or parts of rows (backward). Per row and step: the inputs
+as each gate sees them (dropout), the sums in the order of the contract, the gates.
+The contract is in kernels/__init__.py; x_drop (3, B, F) and h_drop (3, B, U) are the
+dropout multipliers per gate, (0, 0, 0) for none.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange, types
+
+from numbagru._jit import Kernel, routine
+from numbagru.gates import (
+    D_HH,
+    D_R,
+    D_RECURRENT,
+    D_SECTIONS,
+    D_Z,
+    HH,
+    HH_SUM,
+    R_SUM,
+    RECURRENT,
+    SECTIONS,
+    Z_SUM,
+    D,
+    H,
+    R,
+    Z,
+    d_gates_reset_before,
+    d_next_state,
+    d_step_reset_after,
+    gates_reset_before,
+    kept_section,
+    next_state,
+    step_reset_after,
+)
+from numbagru.kernels.call import Call, Cotangents, Outputs, Parts
+from numbagru.scalar import fma
+
+
+@routine
+def _copy(source, target):
+    for i in range(target.size):
+        target[i] = source[i]
+
+
+@routine
+def _add(source, target):
+    for i in range(target.size):
+        target[i] += source[i]
+
+
+@routine
+def _fill(target, value):
+    for i in range(target.size):
+        target[i] = value
+
+
+@routine
+def _gate_inputs(v, drop, b, out):
+    """``out[g] = v * drop[g, b]``: what each of the three gates sees of x or h."""
+    for g in range(3):
+        for k in range(v.size):
+            out[g, k] = v[k] * drop[g, b, k] if drop.size > 0 else v[k]
+
+
+@routine
+def _add_product(v, weights, gate, s, start):
+    """``s[start:] += v @ weights`` of one gate, one chain per unit in order of k."""
+    U = weights.shape[1] // 3
+    for k in range(v.size):
+        for u in range(U):
+            s[start + u] = fma(v[k], weights[k, gate * U + u], s[start + u])
+
+
+@routine
+def _keep(act, rec, s, U, saved):
+    """Save the four sections that backward wants."""
+    sections = (
+        kept_section(rec, Z, Z_SUM),
+        kept_section(rec, R, R_SUM),
+        kept_section(act, HH, HH_SUM),
+        RECURRENT,
+    )
+    for i in range(4):
+        _copy(s[sections[i] * U : (sections[i] + 1) * U], saved[i])
+
+
+@routine
+def _forward_row(
+    act, rec, reset_after, x, h0, mask, W, R_, bias, x_drop, h_drop,
+    zero_output, first_is_state, y, last, state, saved, states, b,
+):  # fmt: skip
+    T, F, U = x.shape[1], x.shape[2], R_.shape[0]
+    s = np.zeros(SECTIONS * U, x.dtype)
+    xs, hs = np.empty((3, F), x.dtype), np.empty((3, U), x.dtype)
+    output = np.zeros(U, x.dtype)
+    h = s[H * U : (H + 1) * U]
+    _copy(h0[b], h)
+    if first_is_state or T == 0:
+        _copy(h, output)
+    for t in range(T):
+        if mask.size == 0 or mask[b, t]:
+            _gate_inputs(x[b, t], x_drop, b, xs)
+            _gate_inputs(h, h_drop, b, hs)
+            for section in range(4):
+                _copy(bias[section], s[section * U : (section + 1) * U])
+            _add_product(xs[0], W, 0, s, Z * U)
+            _add_product(xs[1], W, 1, s, R * U)
+            _add_product(xs[2], W, 2, s, HH * U)
+            _add_product(hs[0], R_, 0, s, Z * U)
+            _add_product(hs[1], R_, 1, s, R * U)
+            if reset_after:
+                _add_product(hs[2], R_, 2, s, RECURRENT * U)
+                step_reset_after(act, rec, s, U, saved.size > 0)
+            else:
+                gates_reset_before(rec, s, U, saved.size > 0)
+                inner = s[RECURRENT * U : (RECURRENT + 1) * U]
+                if h_drop.size > 0:
+                    for u in range(U):
+                        inner[u] *= h_drop[2, b, u]
+                _add_product(inner, R_, 2, s, HH * U)
+                next_state(act, s, U, saved.size > 0)
+            _copy(h, output)
+            if saved.size > 0:
+                _keep(act, rec, s, U, saved[b, t])
+        elif zero_output:
+            _fill(output, 0)
+        if y.size > 0:
+            _copy(output, y[b, t])
+        if states.size > 0:
+            _copy(h, states[b, t])
+    _copy(output, last[b])
+    _copy(h, state[b])
+
+
+def plain_forward(
+    act, rec, reset_after, x, h0, mask, W, R_, bias, x_drop, h_drop,
+    zero_output, first_is_state, y, last, state, saved, states,
+):  # fmt: skip
+    """Run every row of a batch through all of its steps."""
+    for b in prange(x.shape[0]):
+        _forward_row(
+            act, rec, reset_after, x, h0, mask, W, R_, bias, x_drop, h_drop,
+            zero_output, first_is_state, y, last, state, saved, states, b,
+        )  # fmt: skip
+
+
+@routine
+def _add_transposed(d, weights, gate, out):
+    """``out += d @ weights.T`` of one gate."""
+    U = weights.shape[1] // 3
+    for k in range(out.size):
+        total = out[k]
+        for u in range(U):
+            total = fma(d[u], weights[k, gate * U + u], total)
+        out[k] = total
+
+
+@routine
+def _add_outer(v, d, gradient, gate):
+    """``gradient[:, gate] += outer(v, d)``."""
+    for k in range(v.size):
+        for u in range(d.size):
+            gradient[k, gate, u] = fma(v[k], d[u], gradient[k, gate, u])
+
+
+@routine
+def _backward_row(
+    act, rec, d_act, d_rec, reset_after, x, h0, mask, W, R_, x_drop, h_drop,
+    zero_output, first_is_state, d_y, d_last, d_state, saved, states,
+    d_x, d_h0, d_W, d_rec_kernel, d_bias, b,
+):  # fmt: skip
+    T, F, U = x.shape[1], x.shape[2], R_.shape[0]
+    real = x.dtype
+    xs, hs = np.empty((3, F), real), np.empty((3, U), real)
+    d_xs, d_hs = np.empty(F, real), np.empty(U, real)
+    s = np.zeros(D_SECTIONS * U, real)
+    dh, inner = s[D * U : (D + 1) * U], s[D_RECURRENT * U : (D_RECURRENT + 1) * U]
+    d_sums = (
+        s[D_Z * U : (D_Z + 1) * U],
+        s[D_R * U : (D_R + 1) * U],
+        s[D_HH * U : (D_HH + 1) * U],
+        inner,
+    )
+    d_output = np.zeros(U, real)
+    if d_state.size > 0:
+        _copy(d_state[b], dh)
+    if d_last.size > 0:
+        _copy(d_last[b], d_output)
+    if T == 0:
+        _add(d_output, dh)
+    for t in range(T - 1, -1, -1):
+        if d_y.size > 0:
+            _add(d_y[b, t], d_output)
+        _fill(d_x[b, t], 0)
+        if mask.size > 0 and not mask[b, t]:
+            # The output repeated an earlier one, or was a constant zero.
+            if zero_output:
+                _fill(d_output, 0)
+            if t == 0 and first_is_state:
+                _add(d_output, dh)
+            continue
+        _add(d_output, dh)
+        _fill(d_output, 0)
+        h = states[b, t - 1] if t > 0 else h0[b]
+        _gate_inputs(x[b, t], x_drop, b, xs)
+        _gate_inputs(h, h_drop, b, hs)
+        for section in range(4):
+            _copy(saved[b, t, section], s[section * U : (section + 1) * U])
+        _copy(h, s[H * U : (H + 1) * U])
+        if reset_after:
+            d_step_reset_after(act, rec, d_act, d_rec, s, U)
+        else:
+            d_next_state(act, rec, d_act, s, U)
+            _fill(inner, 0)
+            _add_transposed(d_sums[2], R_, 2, inner)
+            if h_drop.size > 0:
+                for u in range(U):
+                    inner[u] *= h_drop[2, b, u]
+            d_gates_reset_before(rec, d_rec, s, U)
+            _copy(saved[b, t, RECURRENT], hs[2])
+        for g in range(3):
+            _fill(d_xs, 0)
+            _add_transposed(d_sums[g], W, g, d_xs)
+            for k in range(F):
+                d_x[b, t, k] += d_xs[k] * x_drop[g, b, k] if x_drop.size > 0 else d_xs[k]
+            _add_outer(xs[g], d_sums[g], d_W, g)
+            through = d_sums[3] if g == 2 and reset_after else d_sums[g]
+            _add_outer(hs[g], through, d_rec_kernel, g)
+            _add(d_sums[g], d_bias[g])
+            if g < 2 or reset_after:
+                _fill(d_hs, 0)
+                _add_transposed(through, R_, g, d_hs)
+                for u in range(U):
+                    dh[u] += d_hs[u] * h_drop[g, b, u] if h_drop.size > 0 else d_hs[u]
+        _add(inner, d_bias[3])
+    _copy(dh, d_h0[b])
+
+
+def plain_backward(
+    act, rec, d_act, d_rec, reset_after, x, h0, mask, W, R_, x_drop, h_drop,
+    zero_output, first_is_state, d_y, d_last, d_state, saved, states,
+    rows_per_part, d_x, d_h0, d_W, d_R, d_bias,
+):  # fmt: skip
+    """Run every row backward; the weight gradients of a part of rows come together."""
+    B = x.shape[0]
+    for part in prange(d_W.shape[0]):
+        _fill(d_W[part].reshape(-1), 0)
+        _fill(d_R[part].reshape(-1), 0)
+        _fill(d_bias[part].reshape(-1), 0)
+        for b in range(part * rows_per_part, min(B, (part + 1) * rows_per_part)):
+            _backward_row(
+                act, rec, d_act, d_rec, reset_after, x, h0, mask, W, R_, x_drop, h_drop,
+                zero_output, first_is_state, d_y, d_last, d_state, saved, states,
+                d_x, d_h0, d_W[part], d_R[part], d_bias[part], b,
+            )  # fmt: skip
+
+
+def _forward_signature(real, act, rec):
+    def array(n, layout="C"):
+        return types.Array(real, n, layout)
+
+    flag, mask = types.boolean, types.Array(types.uint8, 2, "A")
+    return (
+        act, rec, flag, array(3, "A"), array(2), mask, array(2), array(2), array(2),
+        array(3), array(3), flag, flag, array(3, "A"), array(2), array(2), array(4),
+        array(3),
+    )  # fmt: skip
+
+
+def _backward_signature(real, act, rec, d_act, d_rec):
+    def array(n, layout="C"):
+        return types.Array(real, n, layout)
+
+    flag, mask = types.boolean, types.Array(types.uint8, 2, "A")
+    return (
+        act, rec, d_act, d_rec, flag, array(3, "A"), array(2), mask, array(2), array(2),
+        array(3), array(3), flag, flag, array(3, "A"), array(2), array(2), array(4),
+        array(3), types.intp, array(3, "A"), array(2), array(4), array(4), array(3),
+    )  # fmt: skip
+
+
+FORWARD = Kernel(plain_forward, _forward_signature, parallel=True)
+BACKWARD = Kernel(plain_backward, _backward_signature, parallel=True)
+
+
+def saved_width(real: types.Float, units: int) -> int:
+    """Length V of the rows saved for backward."""
+    return units
+
+
+def forward(call: Call, out: Outputs) -> None:
+    """Run the forward kernel."""
+    values, kinds = call.forward_activations
+    FORWARD.entry(call.real, *kinds)(
+        *values, call.reset_after, call.x, call.h0, call.mask, call.weights.kernel,
+        call.weights.recurrent_kernel, call.weights.sum_bias, call.x_drop, call.h_drop,
+        call.zero_output, call.first_is_state, *out,
+    )  # fmt: skip
+
+
+def backward(
+    call: Call, given: Cotangents, out: Outputs, rows_per_part: int, parts: Parts
+) -> None:
+    """Run the backward kernel."""
+    values, kinds = call.backward_activations
+    BACKWARD.entry(call.real, *kinds)(
+        *values, call.reset_after, call.x, call.h0, call.mask, call.weights.kernel,
+        call.weights.recurrent_kernel, call.x_drop, call.h_drop, call.zero_output,
+        call.first_is_state, *given, out.saved, out.states, rows_per_part, *parts,
+    )  # fmt: skip

@@ -1,0 +1,314 @@
+"""Register tiles as Numba intrinsics: the only LLVM IR of the CPU kernels.
+
+A tile is a block of accumulators, rows x vectors, that stays in vector registers over
+the whole chain of fused multiply-adds. Every accumulator lane is one output element and
+takes its terms one after the other, so tile shape and vector width change no bit.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+from numbagru.scalar import fma_of
+
+_INDEX = ir.IntType(64)
+_PROBE = """
+target triple = "{triple}"
+declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
+define void @probe(<16 x float>* %p) {{
+  %a = load <16 x float>, <16 x float>* %p
+  %b = call <16 x float> @llvm.fma.v16f32(<16 x float> %a, <16 x float> %a,
+                                          <16 x float> %a)
+  store <16 x float> %b, <16 x float>* %p
+  ret void
+}}
+"""
+
+
+@functools.cache
+def vector_registers() -> tuple[int, int]:
+    """Bytes in a vector register and their number, for the CPU that Numba targets.
+
+    The compiler itself is asked, so NUMBA_CPU_NAME counts.
+    """
+    machine = cpu_target.target_context.codegen()._tm
+    return registers_of(machine)
+
+
+def registers_of(machine: Any) -> tuple[int, int]:
+    """Bytes and number of the registers that an LLVM target machine gives vectors."""
+    import llvmlite.binding as llvm
+
+    module = llvm.parse_assembly(_PROBE.format(triple=machine.triple))
+    assembly = machine.emit_assembly(module)
+    if "zmm" in assembly:
+        return 64, 32
+    if "ymm" in assembly:
+        return 32, 16
+    return 16, 32 if machine.triple.startswith(("aarch64", "arm64")) else 16
+
+
+def lanes(real: types.Float) -> int:
+    """Numbers in one vector register."""
+    return vector_registers()[0] // (real.bitwidth // 8)
+
+
+@intrinsic
+def pointer(typingctx: Any, array: Any) -> Any:
+    """Address of an array's first element."""
+
+    def codegen(context, builder, signature, args):
+        return context.make_array(signature.args[0])(context, builder, args[0]).data
+
+    return types.CPointer(array.dtype)(array), codegen
+
+
+@intrinsic
+def at(typingctx: Any, base: Any, offset: Any) -> Any:
+    """Address `offset` elements after `base`."""
+
+    def codegen(context, builder, signature, args):
+        return builder.gep(args[0], [args[1]])
+
+    return base(base, types.intp), codegen
+
+
+def _compile_time(name: str, number: Any) -> Any:
+    """Make a function of an array that is a constant once its type is known."""
+
+    @intrinsic
+    def constant(typingctx: Any, array: Any) -> Any:
+        value = number(array.dtype)
+
+        def codegen(context, builder, signature, args):
+            return _INDEX(value)
+
+        return types.intp(array), codegen
+
+    constant.__doc__ = name
+    return constant
+
+
+vector_lanes = _compile_time("Numbers of the array's type in one register.", lanes)
+most_rows = _compile_time(
+    "Rows of the largest tile of three gates: the accumulators, three weights and a "
+    "broadcast fit into the registers.",
+    lambda real: 8 if vector_registers()[1] == 32 else 4,
+)
+
+
+@intrinsic
+def copy_vector(typingctx: Any, target: Any, source: Any) -> Any:
+    """Copy one vector from address to address."""
+    real = target.dtype
+
+    def codegen(context, builder, signature, args):
+        emit = _Emitter(builder, real)
+        emit.store(emit.load(args[1]), args[0])
+        return context.get_dummy_value()
+
+    return types.void(target, target), codegen
+
+
+class _Emitter:
+    """Vector loads, stores, broadcasts and chains at the end of one IR block."""
+
+    def __init__(self, builder: ir.IRBuilder, real: types.Float) -> None:
+        self.builder = builder
+        self.scalar = ir.FloatType() if real.bitwidth == 32 else ir.DoubleType()
+        self.width = lanes(real)
+        self.bytes = real.bitwidth // 8
+        self.vector = ir.VectorType(self.scalar, self.width)
+        self.fma = fma_of(builder, self.vector)
+
+    def move(self, base: Any, *offsets: Any) -> Any:
+        """Advance a pointer by element counts, IR values or Python integers."""
+        for offset in offsets:
+            count = _INDEX(offset) if isinstance(offset, int) else offset
+            base = self.builder.gep(base, [count])
+        return base
+
+    def times(self, stride: Any, count: int) -> Any:
+        return self.builder.mul(stride, _INDEX(count))
+
+    def load(self, base: Any) -> Any:
+        wide = self.builder.bitcast(base, self.vector.as_pointer())
+        return self.builder.load(wide, align=self.bytes)
+
+    def store(self, value: Any, base: Any) -> None:
+        wide = self.builder.bitcast(base, self.vector.as_pointer())
+        self.builder.store(value, wide, align=self.bytes)
+
+    def broadcast(self, value: Any) -> Any:
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        first = self.builder.insert_element(undefined, value, ir.IntType(32)(0))
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.width), [0] * self.width)
+        return self.builder.shuffle_vector(first, undefined, zeros)
+
+    def chain(self, sums, rows, step, columns, column_step, count):
+        """``sums[m][n] += rows[m][k step] * columns[n][k column_step]``, k < count.
+
+        Gives the new sums; all of them live in registers over the loop.
+        """
+        builder = self.builder
+        before = builder.block
+        body = builder.append_basic_block("k")
+        after = builder.append_basic_block("done")
+        builder.cbranch(builder.icmp_signed(">", count, _INDEX(0)), body, after)
+
+        builder.position_at_end(body)
+        k, a, b = (builder.phi(_INDEX) for _ in range(3))
+        flat = [value for row in sums for value in row]
+        carried = [builder.phi(self.vector) for _ in flat]
+        vectors = [self.load(self.move(column, b)) for column in columns]
+        updated = []
+        for m, row in enumerate(rows):
+            value = self.broadcast(builder.load(self.move(row, a)))
+            for n, vector in enumerate(vectors):
+                total = carried[m * len(vectors) + n]
+                updated.append(builder.call(self.fma, [value, vector, total]))
+        following = builder.add(k, _INDEX(1))
+        for phi, start, end in [
+            (k, _INDEX(0), following),
+            (a, _INDEX(0), builder.add(a, step)),
+            (b, _INDEX(0), builder.add(b, column_step)),
+            *zip(carried, flat, updated, strict=True),
+        ]:
+            phi.add_incoming(start, before)
+            phi.add_incoming(end, body)
+        builder.cbranch(builder.icmp_signed("<", following, count), body, after)
+
+        builder.position_at_end(after)
+        result = []
+        for start, end in zip(flat, updated, strict=True):
+            phi = builder.phi(self.vector)
+            phi.add_incoming(start, before)
+            phi.add_incoming(end, body)
+            result.append(phi)
+        width = len(columns)
+        return [result[m * width : (m + 1) * width] for m in range(len(rows))]
+
+
+@functools.cache
+def step_tile(rows: int, panels: int, candidate: bool) -> Any:
+    """Make the tile of one time step: sums of the three gates, for rows x panels.
+
+    ``tile(x, x_row, F, h, h_row, U, w, w_panel, bias, s)``: x and h are `rows` rows
+    apart by x_row and h_row; w is a packed panel (kernels/panels.py), further panels
+    w_panel on; bias (panels, 4, lanes). Writes s (4, panels, rows, lanes): z, r, the
+    candidate's input part and, when `candidate` is set, its recurrent part.
+    """
+
+    @intrinsic
+    def tile(typingctx, x, x_row, F, h, h_row, U, w, w_panel, bias, s):
+        real = x.dtype
+        width = lanes(real)
+        n = types.intp
+        signature = types.void(x, n, n, x, n, n, x, n, x, x)
+
+        def codegen(context, builder, signature, args):
+            x, x_row, F, h, h_row, U, w, w_panel, bias, s = args
+            emit = _Emitter(builder, real)
+            grid = [(p, m) for p in range(panels) for m in range(rows)]
+
+            def spot(gate, p, m):
+                section = gate * panels * rows
+                return emit.move(s, (section + p * rows + m) * width)
+
+            def bias_of(gate):
+                return [
+                    emit.load(emit.move(bias, (4 * p + gate) * width))
+                    for p in range(panels)
+                ]
+
+            def row_starts(base, stride):
+                return [emit.move(base, emit.times(stride, m)) for m in range(rows)]
+
+            def columns(base, gates):
+                return [
+                    emit.move(base, emit.times(w_panel, p), g * width)
+                    for p in range(panels)
+                    for g in range(gates)
+                ]
+
+            one, three = _INDEX(1), _INDEX(3 * width)
+            biases = [bias_of(gate) for gate in range(3)]
+            start = [biases[g][p] for p in range(panels) for g in range(3)]
+            sums = emit.chain(
+                [start] * rows, row_starts(x, x_row), one, columns(w, 3), three, F
+            )
+            for p, m in grid:
+                emit.store(sums[m][3 * p + 2], spot(2, p, m))
+            gates = 3 if candidate else 2
+            last = bias_of(3) if candidate else None
+            sums = [
+                [
+                    last[p] if g == 2 else row[3 * p + g]
+                    for p in range(panels)
+                    for g in range(gates)
+                ]
+                for row in sums
+            ]
+            recurrent = emit.move(w, builder.mul(F, three))
+            sums = emit.chain(
+                sums, row_starts(h, h_row), one, columns(recurrent, gates), three, U
+            )
+            for p, m in grid:
+                for g in range(gates):
+                    section = 3 if g == 2 else g
+                    emit.store(sums[m][gates * p + g], spot(section, p, m))
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return tile
+
+
+@functools.cache
+def product_tile(rows: int, columns: int) -> Any:
+    """Make the tile of a product: ``c += a b`` for rows x vectors.
+
+    ``tile(a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)``:
+    ``c[m c_row + n c_column] += sum_k a[m a_row + k a_k] b[k b_k + n b_column]``, a
+    vector of lanes for each of the `columns` n.
+    """
+
+    @intrinsic
+    def tile(typingctx, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column):
+        real = a.dtype
+        n = types.intp
+        signature = types.void(a, n, n, a, n, n, n, a, n, n)
+
+        def codegen(context, builder, signature, args):
+            a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column = args
+            emit = _Emitter(builder, real)
+
+            def spots(base, row):
+                start = emit.move(base, emit.times(c_row, row))
+                return [
+                    emit.move(start, emit.times(c_column, n)) for n in range(columns)
+                ]
+
+            targets = [spots(c, m) for m in range(rows)]
+            sums = emit.chain(
+                [[emit.load(spot) for spot in row] for row in targets],
+                [emit.move(a, emit.times(a_row, m)) for m in range(rows)],
+                a_k,
+                [emit.move(b, emit.times(b_column, n)) for n in range(columns)],
+                b_k,
+                K,
+            )
+            for row, values in zip(targets, sums, strict=True):
+                for spot, value in zip(row, values, strict=True):
+                    emit.store(value, spot)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return tile

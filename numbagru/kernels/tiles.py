@@ -1,0 +1,76 @@
+"""Choosing among the compiled tile shapes at run time."""
+
+from __future__ import annotations
+
+from numbagru._jit import routine
+from numbagru.kernels.simd import product_tile, step_tile
+
+# A row alone takes four panels at a time: with the three accumulators of one panel the
+# multiply-adds would wait for each other.
+ALONE = 4
+
+
+@routine
+def tile_rows(left, most):
+    """How many of the `left` rows the next tile takes, `most` at the most."""
+    if left >= 8 and most >= 8:
+        return 8
+    if left >= 4:
+        return 4
+    if left >= 2:
+        return 2
+    return 1
+
+
+def _step(candidate):
+    t8, t4, t2, t1 = (step_tile(rows, 1, candidate) for rows in (8, 4, 2, 1))
+    alone = step_tile(1, ALONE, candidate)
+
+    @routine
+    def sums(m, panels, x, x_row, F, h, h_row, U, w, w_panel, bias, s):
+        if panels == ALONE:
+            alone(x, x_row, F, h, h_row, U, w, w_panel, bias, s)
+        elif m == 8:
+            t8(x, x_row, F, h, h_row, U, w, w_panel, bias, s)
+        elif m == 4:
+            t4(x, x_row, F, h, h_row, U, w, w_panel, bias, s)
+        elif m == 2:
+            t2(x, x_row, F, h, h_row, U, w, w_panel, bias, s)
+        else:
+            t1(x, x_row, F, h, h_row, U, w, w_panel, bias, s)
+
+    return sums
+
+
+def _product(columns):
+    t8, t4, t2, t1 = (product_tile(rows, columns) for rows in (8, 4, 2, 1))
+
+    @routine
+    def product(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column):
+        if m == 8:
+            t8(a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
+        elif m == 4:
+            t4(a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
+        elif m == 2:
+            t2(a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
+        else:
+            t1(a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
+
+    return product
+
+
+_product3 = _product(3)
+_product1 = _product(1)
+
+
+@routine
+def add_product(m, columns, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column):
+    """``c += a b`` for m rows and 3 or 1 vectors, as `simd.product_tile`."""
+    if columns == 3:
+        _product3(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
+    else:
+        _product1(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
+
+
+step_sums = _step(candidate=True)
+step_sums_without_recurrent = _step(candidate=False)

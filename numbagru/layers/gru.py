@@ -1,0 +1,161 @@
+"""The GRU layer: a cell run along time by the kernels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from numbagru import activations, functional
+from numbagru.config import GRUConfig
+from numbagru.layers.arguments import (
+    CELL,
+    LAYER,
+    bind,
+    configured,
+    fresh_arguments,
+    from_dict,
+    to_dict,
+    to_own_dict,
+)
+from numbagru.layers.cell import GRUCell
+from numbagru.layers.checks import on_device
+from numbagru.layers.rnn import RNN
+from numbagru.layers.saving import register
+
+
+@register()
+@configured(LAYER)
+class GRU(RNN):
+    """Gated Recurrent Unit (Cho et al. 2014), the layer of Keras on NumPy arrays.
+
+    ``layer(sequences, initial_state=None, mask=None, training=False)`` takes a batch
+    of sequences `(batch, time, features)` and returns the last output
+    `(batch, units)`, or all of them `(batch, time, units)`, and if asked for the
+    final state. See `RNN` for masks and states.
+
+    Parameters
+    ----------
+    {parameters}
+
+    Raises
+    ------
+    ValueError
+        If an argument has an illegal value, or a keyword is unknown.
+    TypeError
+        If `units` is missing, or an argument is given twice.
+
+    Examples
+    --------
+    >>> import numpy as np, numbagru as ng
+    >>> x = np.random.default_rng(0).normal(size=(32, 10, 8))
+    >>> ng.GRU(4)(x).shape
+    (32, 4)
+    >>> y, h = ng.GRU(4, return_sequences=True, return_state=True)(x)
+    >>> y.shape, h.shape
+    ((32, 10, 4), (32, 4))
+    """
+
+    config: GRUConfig
+    cell: GRUCell
+    _cell_class = GRUCell
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        config = bind(type(self), LAYER, args, kwargs)
+        arguments = {name: getattr(config, name) for name in CELL.names}
+        cell = self._cell_class(**{**arguments, "name": "gru_cell"})
+        self._set_up(cell, config)
+
+    def __call__(
+        self,
+        sequences: Any,
+        initial_state: Any = None,
+        mask: Any = None,
+        training: bool | None = None,
+    ) -> Any:
+        """Run along time; see `RNN.__call__`."""
+        if (
+            self._plain
+            and initial_state is None
+            and mask is None
+            and self.activity_regularizer is None
+            and not self._losses
+        ):
+            config, cell = self.config, self.cell
+            last, outputs, state = functional.gru(
+                config, cell._packed or cell.packed, sequences
+            )
+            output = outputs if config.return_sequences else last
+            return self._returns((output, state)) if config.return_state else output
+        return super().__call__(sequences, initial_state, mask, training)
+
+    def _cell_configs(self, cells: list[GRUCell]) -> list[GRUConfig]:
+        if self._dropout_varies:  # one mask, whatever `implementation`
+            return [replace(self.config, implementation=2)]
+        return [self.config]
+
+    def _checked(self, sequences: Any, *args: Any) -> tuple:
+        c = self.config
+        if c.use_cudnn is True and c.device != "cuda" and not on_device(sequences):
+            raise ValueError(
+                "use_cudnn=True was specified, but the fused CUDA kernel cannot run: "
+                "`sequences` is not a CUDA array and "
+                f"device={c.device!r}. Pass use_cudnn='auto' to take the fastest "
+                "kernel that can."
+            )
+        return super()._checked(sequences, *args)
+
+    @property
+    def _dropout_varies(self) -> bool:
+        """Whether TensorFlow draws input dropout for each step: its fused path."""
+        c = self.config
+        return (
+            c.profile.dropout_per_step
+            and c.activation == activations.get("tanh")
+            and c.recurrent_activation == activations.get("sigmoid")
+            and c.use_bias
+            and c.reset_after
+            and not (c.recurrent_dropout or c.unroll)
+        )
+
+    def _config_changed(self) -> None:
+        super()._config_changed()
+        c = self.config
+        self._returns = c.profile.returns
+        # Calls without state, mask and losses then need nothing but the kernels.
+        self._plain = (
+            self.built
+            and not (c.stateful or c.dropout or c.recurrent_dropout)
+            and c.use_cudnn is not True
+            and type(self).call is RNN.call
+        )
+
+    def build(self, sequences_shape: Any) -> None:
+        """Create the weights, and the recorded state of a stateful layer."""
+        super().build(sequences_shape)
+        self.built = True
+        self._config_changed()
+
+    def get_config(self) -> dict[str, Any]:
+        """Return Keras' 27 keys, and other arguments that are not at their default."""
+        return self._saved(to_own_dict(self.config, LAYER, self._compat))
+
+    def to_keras_config(self, flavor: str = "keras3") -> dict[str, Any]:
+        """Return exactly what Keras of `flavor` ("keras3" or "tf_keras") saves.
+
+        Raises
+        ------
+        ValueError
+            If that Keras cannot express this layer, as Keras 3 `time_major`.
+        """
+        return self._saved(to_dict(self.config, LAYER, flavor))
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> GRU:
+        """Make a layer from a configuration of numbagru, Keras 3 or tf_keras.
+
+        In one from tf_keras, "hard_sigmoid" is the function of that Keras.
+        """
+        return cls(**from_dict(config))
+
+    def _remade(self, **changes: Any) -> GRU:
+        return type(self)(**{**fresh_arguments(self.config, LAYER), **changes})

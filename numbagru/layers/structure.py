@@ -1,0 +1,115 @@
+"""Nested outputs, their gradients and small questions that all layers ask."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from numbagru.layers.variable import Variable
+
+
+def flatten(structure: Any) -> list[Any]:
+    """Return the leaves of nested lists and tuples; None is a leaf."""
+    if isinstance(structure, (list, tuple)):
+        return [leaf for part in structure for leaf in flatten(part)]
+    return [structure]
+
+
+def pack_like(structure: Any, leaves: Iterable[Any]) -> Any:
+    """Arrange `leaves` in the nesting of `structure`, the inverse of `flatten`."""
+    leaves = iter(leaves)
+
+    def pack(part: Any) -> Any:
+        if isinstance(part, (list, tuple)):
+            return type(part)([pack(p) for p in part])
+        return next(leaves)
+
+    return pack(structure)
+
+
+def flatten_cotangent(out: Any, cotangent: Any) -> list[np.ndarray | None]:
+    """Return one cotangent, or None for zero, for each array in `out`.
+
+    Raises
+    ------
+    ValueError
+        If `cotangent` is not nested like `out`, or a shape differs.
+    """
+    if cotangent is None:
+        return [None] * len(flatten(out))
+    if isinstance(out, (list, tuple)):
+        if not isinstance(cotangent, (list, tuple)) or len(cotangent) != len(out):
+            raise ValueError(
+                "`cotangent` must have the structure of the output, "
+                f"{len(out)} entries here; None stands for zeros. "
+                f"Received: cotangent={cotangent!r}"
+            )
+        return [
+            leaf
+            for part, d_part in zip(out, cotangent, strict=True)
+            for leaf in flatten_cotangent(part, d_part)
+        ]
+    d_out = np.asarray(cotangent)
+    if d_out.shape != out.shape:
+        raise ValueError(
+            f"`cotangent` must have the shape {out.shape} of the output. "
+            f"Received: cotangent.shape={d_out.shape}"
+        )
+    return [d_out.astype(out.dtype, copy=False)]
+
+
+def add_gradients(
+    first: np.ndarray | None, second: np.ndarray | None
+) -> np.ndarray | None:
+    """Return the sum of two gradients; None stands for zero."""
+    if first is None:
+        return second
+    return first if second is None else first + second
+
+
+def gradient_of(regularizer: Any, value: np.ndarray) -> np.ndarray:
+    """Return the gradient of `regularizer` at `value`.
+
+    Raises
+    ------
+    TypeError
+        If `regularizer` has no `gradient` method.
+    """
+    gradient = getattr(regularizer, "gradient", None)
+    if gradient is None:
+        raise TypeError(
+            f"The regularizer {regularizer!r} has no `gradient(w)` method, which a "
+            "gradient that includes its penalty needs. Add one, or take the gradient "
+            "with `include_losses=False`."
+        )
+    return gradient(value)
+
+
+def penalized(
+    variables: Sequence[Variable], gradients: list[np.ndarray]
+) -> list[np.ndarray]:
+    """Add the gradients of the variables' penalties to the first of `gradients`."""
+    total = list(gradients)
+    for i, variable in enumerate(variables):
+        if variable.trainable and variable.regularizer is not None:
+            total[i] = total[i] + gradient_of(variable.regularizer, variable.value)
+    return total
+
+
+def as_array(inputs: Any, dtype: str) -> Any:
+    """Return `inputs` with a shape, floats in `dtype`; other kinds stay as they are."""
+    if not hasattr(inputs, "shape"):
+        inputs = np.asarray(inputs)
+    if isinstance(inputs, np.ndarray) and inputs.dtype.kind == "f":
+        return inputs.astype(dtype, copy=False)
+    return inputs
+
+
+@functools.cache
+def parameters_of(function: Callable) -> frozenset[str]:
+    """Return the names of the parameters of `function`."""
+    return frozenset(inspect.signature(function).parameters)

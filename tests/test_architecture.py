@@ -1,0 +1,116 @@
+"""The walls between the rooms of the package, as data."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "numbagru"
+
+# A room is a module or a folder of the package. Imports go down only: a room may import
+# what stands in its row, and rows only name rooms above them in this table.
+MAY_IMPORT = {
+    "_jit": "",
+    "scalar": "",
+    "registry": "",
+    "elementary": "_jit scalar",
+    "activations": "_jit scalar elementary registry",
+    "gates": "_jit scalar elementary activations",
+    "kernels": "_jit scalar elementary activations gates",
+    "dispatch": "kernels",
+    "functional": "dispatch kernels",
+    "random": "registry",
+    "initializers": "registry random",
+    "regularizers": "registry",
+    "constraints": "registry",
+    "config": "registry activations initializers regularizers constraints",
+    "layers": (
+        "registry activations functional random initializers regularizers constraints "
+        "config"
+    ),
+    "training": "registry activations layers",
+    "optimizers": "training",
+    "losses": "training",
+    "compat": "config layers",
+    "forecasting": "layers training",
+    "__main__": "layers training forecasting",
+}
+THIRD_PARTY = {"numba", "numpy"}
+LLVM_ROOMS = {"scalar", "kernels"}
+OPTIONAL = {"matplotlib", "tqdm"}
+COMPILE_OPTIONS = {"boundscheck", "cache", "error_model", "fastmath", "parallel"}
+FRAMEWORKS = {"jax", "keras", "scipy", "tensorflow", "tf_keras", "torch"}
+
+
+def sources(room):
+    folder = PACKAGE / room
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{room}.py"]
+
+
+def rooms_on_disk():
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    return modules | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+
+
+def absolute(node, path):
+    """Return the dotted names that an import statement brings in."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    base = node.module or ""
+    if node.level:
+        package = path.relative_to(PACKAGE.parent).parts[: -node.level]
+        base = ".".join([*package, *filter(None, [base])])
+    return [f"{base}.{alias.name}" for alias in node.names]
+
+
+def imports(room, top_level_only=False):
+    for path in sources(room):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in tree.body if top_level_only else ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                yield from absolute(node, path)
+
+
+def test_table_has_every_room_once_and_in_order():
+    seen = set()
+    for room, row in MAY_IMPORT.items():
+        assert set(row.split()) <= seen, room
+        seen.add(room)
+    assert seen == rooms_on_disk()
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_imports_go_down(room):
+    ours = [name.split(".") for name in imports(room) if name.startswith("numbagru.")]
+    assert {parts[1] for parts in ours} - {room} <= set(MAY_IMPORT[room].split())
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_only_numba_and_numpy_are_required(room):
+    allowed = sys.stdlib_module_names | THIRD_PARTY | {"numbagru"}
+    allowed |= {"llvmlite"} if room in LLVM_ROOMS else set()
+    at_import = {name.split(".")[0] for name in imports(room, top_level_only=True)}
+    later = {name.split(".")[0] for name in imports(room)}
+    assert at_import <= allowed
+    assert later <= allowed | OPTIONAL
+
+
+@pytest.mark.parametrize("room", sorted(set(MAY_IMPORT) - {"_jit"}))
+def test_compile_options_stand_in_one_place(room):
+    for path in sources(room):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                used = {keyword.arg for keyword in node.keywords}
+                assert not used & COMPILE_OPTIONS, f"{path.name}:{node.lineno}"
+
+
+def test_import_is_light():
+    code = "import sys, numbagru; print(*{name.split('.')[0] for name in sys.modules})"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    loaded = set(run.stdout.split())
+    assert "numbagru" in loaded
+    assert not loaded & (FRAMEWORKS | OPTIONAL)
