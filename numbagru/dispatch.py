@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from numbagru.kernels import plain_cpu
+from numbagru.kernels import backward_cpu, forward_cpu, plain_cpu
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class Row:
 
     name: str
     why: str
-    kernels: Any
+    forward: Callable[..., None]
+    backward: Callable[..., None]
+    saved_width: Callable[..., int]
     checks: tuple[Check, ...] = ()
 
 
@@ -53,7 +55,21 @@ def _fused(problem: Problem) -> str | None:
 
 
 KERNELS = (
-    Row("cpu_plain", "plain loops for every configuration", plain_cpu),
+    Row(
+        "cpu_tiles",
+        "sums of rows x units in vector registers, parallel over rows",
+        forward_cpu.forward,
+        backward_cpu.backward,
+        forward_cpu.saved_width,
+        (_fused, _scalar_activations, _no_dropout_per_gate),
+    ),
+    Row(
+        "cpu_plain",
+        "plain loops for every configuration, parallel over rows",
+        plain_cpu.forward,
+        plain_cpu.backward,
+        plain_cpu.saved_width,
+    ),
 )
 
 

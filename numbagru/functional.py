@@ -305,7 +305,7 @@ def gru(
         config, weights, x, initial_state, mask, input_dropout, recurrent_dropout
     )
     per_gate = call.x_drop.size > 0 or call.h_drop.size > 0
-    family = dispatch.select(_problem(config, per_gate)).kernels
+    family = dispatch.select(_problem(config, per_gate))
     out = _outputs(config, call, None)
     family.forward(call, out)
     return _public(config, out)
@@ -336,7 +336,7 @@ def gru_vjp(
     for activation in (config.activation, config.recurrent_activation):
         _ = activation.backward_argument
     per_gate = call.x_drop.size > 0 or call.h_drop.size > 0
-    family = dispatch.select(_problem(config, per_gate)).kernels
+    family = dispatch.select(_problem(config, per_gate))
     width = family.saved_width(call.real, config.units)
     out = _outputs(config, call, width)
     family.forward(call, out)

@@ -16,31 +16,29 @@ MAY_IMPORT = {
     "scalar": "",
     "registry": "",
     "elementary": "_jit scalar",
-    "activations": "_jit scalar elementary registry",
-    "gates": "_jit scalar elementary activations",
-    "kernels": "_jit scalar elementary activations gates",
+    "activations": "_jit scalar elementary",
+    "gates": "_jit scalar activations",
+    "kernels": "_jit scalar activations gates",
     "dispatch": "kernels",
     "functional": "dispatch kernels",
     "random": "registry",
     "initializers": "registry random",
     "regularizers": "registry",
     "constraints": "registry",
-    "config": "registry activations initializers regularizers constraints",
+    "config": "activations initializers regularizers constraints",
     "layers": (
         "registry activations functional random initializers regularizers constraints "
         "config"
     ),
-    "training": "registry activations layers",
-    "optimizers": "training",
-    "losses": "training",
-    "compat": "config layers",
+    "training": "registry activations random layers",
+    "compat": "layers",
     "forecasting": "layers training",
     "__main__": "layers training forecasting",
 }
 THIRD_PARTY = {"numba", "numpy"}
 LLVM_ROOMS = {"scalar", "kernels"}
 OPTIONAL = {"matplotlib", "tqdm"}
-COMPILE_OPTIONS = {"boundscheck", "cache", "error_model", "fastmath", "parallel"}
+COMPILE_OPTIONS = {"boundscheck", "cache", "error_model", "fastmath"}
 FRAMEWORKS = {"jax", "keras", "scipy", "tensorflow", "tf_keras", "torch"}
 
 

@@ -64,7 +64,8 @@ def replay(api, case, golden):
             layer.reset_states(states)
         else:
             named = dict(replay_call(layer, step, next(cotangents)))
-            results |= {f"{number}/{key}": array for key, array in named.items()}
+            # Copies: the recorded state is a variable, and the next call changes it.
+            results |= {f"{number}/{key}": np.array(a) for key, a in named.items()}
     return layer, results
 
 

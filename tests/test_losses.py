@@ -339,6 +339,7 @@ def test_config_round_trip(case):
         (lambda: losses.get("mean_squared"), "mean_squared"),
         (lambda: losses.trainable_loss(None), "loss"),
         (lambda: losses.trainable_loss(lambda y_true, y_pred: 0), "no gradient"),
+        (lambda: losses.trainable_loss(losses.Huber(reduction=None)), "scalar"),
         (lambda: losses.MeanSquaredError(None).gradient([[1.0]], [[1.0]]), "scalar"),
     ],
 )

@@ -8,12 +8,14 @@ For backward: four numbers per unit and step, and the states (kernels/__init__.p
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange, types
+from numba import get_num_threads, prange, types
 
-from numbagru._jit import Kernel, routine
+from numbagru._jit import Kernel, routine, section
 from numbagru.gates import (
     HH,
     HH_SUM,
@@ -29,7 +31,17 @@ from numbagru.gates import (
     next_state,
     step_reset_after,
 )
-from numbagru.kernels.simd import at, copy_vector, most_rows, pointer, vector_lanes
+from numbagru.kernels.call import Call, Outputs
+from numbagru.kernels.panels import padded
+from numbagru.kernels.simd import (
+    at,
+    copy_vector,
+    lanes,
+    most_rows,
+    pointer,
+    vector_lanes,
+)
+from numbagru.kernels.threads import split
 from numbagru.kernels.tiles import (
     ALONE,
     add_product,
@@ -54,6 +66,13 @@ class Arrays(NamedTuple):
     state: Any
     saved: Any
     states: Any
+
+
+@routine
+def padded_units(x, U):
+    """Units padded to whole vectors."""
+    width = vector_lanes(x)
+    return (U + width - 1) // width * width
 
 
 @routine
@@ -128,7 +147,7 @@ def _finish(a, act, rec, s, size, m, panels, first_panel, b, t, h, h_new, seen, 
                 copy_vector(at(saved, RECURRENT * V), at(s, RECURRENT * size + lane))
 
 
-@routine
+@section
 def _step_reset_after(a, act, rec, b, n, t, scratch, inner, h, h_new, seen, zeros):
     """One step of a block of n rows: tile by tile, panel by panel."""
     width, most = vector_lanes(a.x), most_rows(a.x)
@@ -164,7 +183,7 @@ def _step_reset_after(a, act, rec, b, n, t, scratch, inner, h, h_new, seen, zero
         p += panels
 
 
-@routine
+@section
 def _step_reset_before(a, act, rec, b, n, t, scratch, inner, h, h_new, seen, zeros):
     """One step of a block of n rows: all gates, then the candidates of r * h."""
     width, most = vector_lanes(a.x), most_rows(a.x)
@@ -229,41 +248,65 @@ def _step_reset_before(a, act, rec, b, n, t, scratch, inner, h, h_new, seen, zer
         p += panels
 
 
+# Stores into arrays stay in routines: in code that is merged into a prange body, Numba
+# takes a store through the tuple of arrays for a dead one and drops it.
+
+
+@routine
+def _begin(a, b, n, h, seen):
+    """Fetch the initial states of a block."""
+    U = a.last.shape[1]
+    V = padded_units(a.x, U)
+    for i in range(n):
+        seen[i] = 1 if a.first_is_state else 0
+        for u in range(U):
+            h[i * V + u] = a.h0[b + i, u]
+
+
+@routine
+def _mark_seen(a, b, n, t, seen):
+    """Note which rows have an output now."""
+    if a.mask.size > 0:
+        for i in range(n):
+            if a.mask[b + i, t] != 0:
+                seen[i] = 1
+
+
+@routine
+def _end(a, b, n, h):
+    """Hand over the final states of a block."""
+    T, U = a.x.shape[1], a.last.shape[1]
+    V = padded_units(a.x, U)
+    for i in range(n):
+        for u in range(U):
+            a.state[b + i, u] = h[i * V + u]
+            if T == 0:
+                a.last[b + i, u] = h[i * V + u]
+
+
 def _block_of(step, whole_scratch):
     """Make the time loop over one block of rows."""
 
-    @routine
+    @section
     def block(a, act, rec, b, n):
         width = vector_lanes(a.x)
-        T, U = a.x.shape[1], a.last.shape[1]
-        V = (U + width - 1) // width * width
+        V = padded_units(a.x, a.last.shape[1])
         real = a.x.dtype
         tile = n * V if whole_scratch else max(most_rows(a.x), ALONE) * width
         scratch = np.empty(SECTIONS * tile, real)
         inner = np.zeros(n * V if whole_scratch else 0, real)
         states = np.zeros(2 * n * V, real)
-        seen = np.zeros(n + width, real)
+        marks = np.zeros(n + width, real)
         h, h_new = pointer(states), at(pointer(states), n * V)
-        for i in range(n):
-            if a.first_is_state:
-                seen[i] = 1
-            for u in range(U):
-                h[i * V + u] = a.h0[b + i, u]
-        for t in range(T):
+        seen, zeros = pointer(marks), at(pointer(marks), n)
+        _begin(a, b, n, h, seen)
+        for t in range(a.x.shape[1]):
             step(
-                a, act, rec, b, n, t, scratch, pointer(inner), h, h_new, pointer(seen),
-                at(pointer(seen), n),
-            )  # fmt: skip
+                a, act, rec, b, n, t, scratch, pointer(inner), h, h_new, seen, zeros
+            )
             h, h_new = h_new, h
-            if a.mask.size > 0:
-                for i in range(n):
-                    if a.mask[b + i, t]:
-                        seen[i] = 1
-        for i in range(n):
-            for u in range(U):
-                a.state[b + i, u] = h[i * V + u]
-                if T == 0:
-                    a.last[b + i, u] = h[i * V + u]
+            _mark_seen(a, b, n, t, seen)
+        _end(a, b, n, h)
 
     return block
 
@@ -273,59 +316,58 @@ _block_reset_before = _block_of(_step_reset_before, whole_scratch=True)
 
 
 def forward_reset_after(
-    act, rec, rows, x, h0, mask, panels, bias, zero_output, first_is_state,
+    act, rec, first, stop, rows, x, h0, mask, panels, bias, zero_output, first_is_state,
     y, last, state, saved, states,
 ):  # fmt: skip
-    """Run blocks of `rows` rows one after the other."""
+    """Run the rows from `first` to `stop` in blocks of `rows`."""
     a = Arrays(
         x, h0, mask, panels, bias, zero_output, first_is_state, y, last, state, saved,
         states,
     )  # fmt: skip
-    B = x.shape[0]
-    for b in range(0, B, rows):
-        _block_reset_after(a, act, rec, b, min(rows, B - b))
+    for b in range(first, stop, rows):
+        _block_reset_after(a, act, rec, b, min(rows, stop - b))
 
 
 def forward_reset_before(
-    act, rec, rows, x, h0, mask, panels, bias, zero_output, first_is_state,
+    act, rec, first, stop, rows, x, h0, mask, panels, bias, zero_output, first_is_state,
     y, last, state, saved, states,
 ):  # fmt: skip
-    """Run blocks of `rows` rows one after the other."""
+    """Run the rows from `first` to `stop` in blocks of `rows`."""
     a = Arrays(
         x, h0, mask, panels, bias, zero_output, first_is_state, y, last, state, saved,
         states,
     )  # fmt: skip
-    B = x.shape[0]
-    for b in range(0, B, rows):
-        _block_reset_before(a, act, rec, b, min(rows, B - b))
+    for b in range(first, stop, rows):
+        _block_reset_before(a, act, rec, b, min(rows, stop - b))
 
 
 def parallel_reset_after(
-    act, rec, rows, x, h0, mask, panels, bias, zero_output, first_is_state,
+    act, rec, first, stop, rows, x, h0, mask, panels, bias, zero_output, first_is_state,
     y, last, state, saved, states,
 ):  # fmt: skip
-    """Run blocks of `rows` rows on Numba's threads."""
+    """Run the rows from `first` to `stop` in blocks of `rows` on Numba's threads."""
     a = Arrays(
         x, h0, mask, panels, bias, zero_output, first_is_state, y, last, state, saved,
         states,
     )  # fmt: skip
-    B = x.shape[0]
-    for k in prange((B + rows - 1) // rows):
-        _block_reset_after(a, act, rec, k * rows, min(rows, B - k * rows))
+    for k in prange((stop - first + rows - 1) // rows):
+        # prange counts unsigned, and Numba would compile all below for it once more.
+        b = first + np.intp(k) * rows
+        _block_reset_after(a, act, rec, b, min(rows, stop - b))
 
 
 def parallel_reset_before(
-    act, rec, rows, x, h0, mask, panels, bias, zero_output, first_is_state,
+    act, rec, first, stop, rows, x, h0, mask, panels, bias, zero_output, first_is_state,
     y, last, state, saved, states,
 ):  # fmt: skip
-    """Run blocks of `rows` rows on Numba's threads."""
+    """Run the rows from `first` to `stop` in blocks of `rows` on Numba's threads."""
     a = Arrays(
         x, h0, mask, panels, bias, zero_output, first_is_state, y, last, state, saved,
         states,
     )  # fmt: skip
-    B = x.shape[0]
-    for k in prange((B + rows - 1) // rows):
-        _block_reset_before(a, act, rec, k * rows, min(rows, B - k * rows))
+    for k in prange((stop - first + rows - 1) // rows):
+        b = first + np.intp(k) * rows
+        _block_reset_before(a, act, rec, b, min(rows, stop - b))
 
 
 def _signature(real, act, rec):
@@ -334,7 +376,7 @@ def _signature(real, act, rec):
 
     flag, mask = types.boolean, types.Array(types.uint8, 2, "A")
     return (
-        act, rec, types.intp, array(3, "A"), array(2), mask, array(1), array(1), flag,
+        act, rec, types.intp, types.intp, types.intp, array(3, "A"), array(2), mask, array(1), array(1), flag,
         flag, array(3, "A"), array(2), array(2), array(4), array(3),
     )  # fmt: skip
 
@@ -346,3 +388,60 @@ FORWARD = {
     (False, False): Kernel(forward_reset_before, _signature),
     (False, True): Kernel(parallel_reset_before, _signature, parallel=True),
 }
+
+
+# Below this many multiply-adds a second thread costs more than it saves: waking it
+# takes a few microseconds.
+_PARALLEL_FROM = 200_000
+_MOST_BLOCK_ROWS = 64
+
+
+def saved_width(real: types.Float, units: int) -> int:
+    """Length V of the rows saved for backward."""
+    return padded(units, lanes(real))
+
+
+def block_rows(B: int, threads: int) -> int:
+    """Rows of a block: one block per thread, whole tiles, the weights' reuse in cache."""
+    rows = -(-B // threads)
+    if rows >= 8:
+        rows = padded(rows, 8)
+    return max(1, min(rows, _MOST_BLOCK_ROWS))
+
+
+def forward(call: Call, out: Outputs) -> None:
+    """Run the forward kernel."""
+    values, kinds = call.forward_activations
+    B, T, F = call.x.shape
+    U = call.h0.shape[1]
+    large = B > 1 and B * T * U * (F + U) >= _PARALLEL_FROM
+    inference = out.saved.size == 0
+    rows = block_rows(B, get_num_threads() if large else 1)
+    entry = FORWARD[call.reset_after, large and inference].entry(call.real, *kinds)
+    panels = call.weights.panels
+
+    def blocks(first: int, stop: int) -> None:
+        entry(
+            *values, first * rows, min(B, stop * rows), rows, call.x, call.h0,
+            call.mask, *panels, call.zero_output, call.first_is_state, *out,
+        )  # fmt: skip
+
+    count = -(-B // rows)
+    if inference:
+        with _one_parallel_region(large):
+            blocks(0, count)
+    else:
+        # The backward pass takes Python's threads, which Numba's idle ones, still
+        # spinning, would keep from running.
+        split(count, blocks, None if large else 1)
+
+
+_PARALLEL_REGION = threading.Lock()
+
+
+def _one_parallel_region(parallel: bool) -> Any:
+    """Let one caller at a time into Numba's thread pool.
+
+    The workqueue layer aborts the process when two enter.
+    """
+    return _PARALLEL_REGION if parallel else contextlib.nullcontext()

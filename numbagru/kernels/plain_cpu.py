@@ -1,6 +1,6 @@
 """Plain loops for every configuration: obvious, always right, the others' yardstick.
 
-Parallel over rows (forward) or parts of rows (backward). Per row and step: the inputs
+Threads share the rows (forward) or the parts of rows (backward). Per row and step: the inputs
 as each gate sees them (dropout), the sums in the order of the contract, the gates.
 The contract is in kernels/__init__.py; x_drop (3, B, F) and h_drop (3, B, U) are the
 dropout multipliers per gate, (0, 0, 0) for none.
@@ -9,7 +9,7 @@ dropout multipliers per gate, (0, 0, 0) for none.
 from __future__ import annotations
 
 import numpy as np
-from numba import prange, types
+from numba import types
 
 from numbagru._jit import Kernel, routine
 from numbagru.gates import (
@@ -37,6 +37,7 @@ from numbagru.gates import (
     step_reset_after,
 )
 from numbagru.kernels.call import Call, Cotangents, Outputs, Parts
+from numbagru.kernels.threads import split
 from numbagru.scalar import fma
 
 
@@ -137,11 +138,11 @@ def _forward_row(
 
 
 def plain_forward(
-    act, rec, reset_after, x, h0, mask, W, R_, bias, x_drop, h_drop,
+    act, rec, first, stop, reset_after, x, h0, mask, W, R_, bias, x_drop, h_drop,
     zero_output, first_is_state, y, last, state, saved, states,
 ):  # fmt: skip
-    """Run every row of a batch through all of its steps."""
-    for b in prange(x.shape[0]):
+    """Run the rows from `first` to `stop` through all of their steps."""
+    for b in range(first, stop):
         _forward_row(
             act, rec, reset_after, x, h0, mask, W, R_, bias, x_drop, h_drop,
             zero_output, first_is_state, y, last, state, saved, states, b,
@@ -241,13 +242,13 @@ def _backward_row(
 
 
 def plain_backward(
-    act, rec, d_act, d_rec, reset_after, x, h0, mask, W, R_, x_drop, h_drop,
-    zero_output, first_is_state, d_y, d_last, d_state, saved, states,
+    act, rec, d_act, d_rec, first, stop, reset_after, x, h0, mask, W, R_, x_drop,
+    h_drop, zero_output, first_is_state, d_y, d_last, d_state, saved, states,
     rows_per_part, d_x, d_h0, d_W, d_R, d_bias,
 ):  # fmt: skip
-    """Run every row backward; the weight gradients of a part of rows come together."""
+    """Run the parts from `first` to `stop` backward, row by row."""
     B = x.shape[0]
-    for part in prange(d_W.shape[0]):
+    for part in range(first, stop):
         _fill(d_W[part].reshape(-1), 0)
         _fill(d_R[part].reshape(-1), 0)
         _fill(d_bias[part].reshape(-1), 0)
@@ -265,7 +266,7 @@ def _forward_signature(real, act, rec):
 
     flag, mask = types.boolean, types.Array(types.uint8, 2, "A")
     return (
-        act, rec, flag, array(3, "A"), array(2), mask, array(2), array(2), array(2),
+        act, rec, types.intp, types.intp, flag, array(3, "A"), array(2), mask, array(2), array(2), array(2),
         array(3), array(3), flag, flag, array(3, "A"), array(2), array(2), array(4),
         array(3),
     )  # fmt: skip
@@ -277,14 +278,14 @@ def _backward_signature(real, act, rec, d_act, d_rec):
 
     flag, mask = types.boolean, types.Array(types.uint8, 2, "A")
     return (
-        act, rec, d_act, d_rec, flag, array(3, "A"), array(2), mask, array(2), array(2),
+        act, rec, d_act, d_rec, types.intp, types.intp, flag, array(3, "A"), array(2), mask, array(2), array(2),
         array(3), array(3), flag, flag, array(3, "A"), array(2), array(2), array(4),
         array(3), types.intp, array(3, "A"), array(2), array(4), array(4), array(3),
     )  # fmt: skip
 
 
-FORWARD = Kernel(plain_forward, _forward_signature, parallel=True)
-BACKWARD = Kernel(plain_backward, _backward_signature, parallel=True)
+FORWARD = Kernel(plain_forward, _forward_signature)
+BACKWARD = Kernel(plain_backward, _backward_signature)
 
 
 def saved_width(real: types.Float, units: int) -> int:
@@ -295,11 +296,16 @@ def saved_width(real: types.Float, units: int) -> int:
 def forward(call: Call, out: Outputs) -> None:
     """Run the forward kernel."""
     values, kinds = call.forward_activations
-    FORWARD.entry(call.real, *kinds)(
-        *values, call.reset_after, call.x, call.h0, call.mask, call.weights.kernel,
-        call.weights.recurrent_kernel, call.weights.sum_bias, call.x_drop, call.h_drop,
-        call.zero_output, call.first_is_state, *out,
-    )  # fmt: skip
+    entry = FORWARD.entry(call.real, *kinds)
+
+    def rows(first: int, stop: int) -> None:
+        entry(
+            *values, first, stop, call.reset_after, call.x, call.h0, call.mask,
+            call.weights.kernel, call.weights.recurrent_kernel, call.weights.sum_bias,
+            call.x_drop, call.h_drop, call.zero_output, call.first_is_state, *out,
+        )  # fmt: skip
+
+    split(call.x.shape[0], rows)
 
 
 def backward(
@@ -307,8 +313,14 @@ def backward(
 ) -> None:
     """Run the backward kernel."""
     values, kinds = call.backward_activations
-    BACKWARD.entry(call.real, *kinds)(
-        *values, call.reset_after, call.x, call.h0, call.mask, call.weights.kernel,
-        call.weights.recurrent_kernel, call.x_drop, call.h_drop, call.zero_output,
-        call.first_is_state, *given, out.saved, out.states, rows_per_part, *parts,
-    )  # fmt: skip
+    entry = BACKWARD.entry(call.real, *kinds)
+
+    def some(first: int, stop: int) -> None:
+        entry(
+            *values, first, stop, call.reset_after, call.x, call.h0, call.mask,
+            call.weights.kernel, call.weights.recurrent_kernel, call.x_drop,
+            call.h_drop, call.zero_output, call.first_is_state, *given, out.saved,
+            out.states, rows_per_part, *parts,
+        )  # fmt: skip
+
+    split(parts.W.shape[0], some)

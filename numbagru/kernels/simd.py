@@ -12,6 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
@@ -103,26 +104,35 @@ most_rows = _compile_time(
 )
 
 
-@intrinsic
-def copy_vector(typingctx: Any, target: Any, source: Any) -> Any:
-    """Copy one vector from address to address."""
-    real = target.dtype
+def _copy_of(count: Any) -> Any:
+    @intrinsic
+    def copy(typingctx: Any, target: Any, source: Any) -> Any:
+        real = target.dtype
 
-    def codegen(context, builder, signature, args):
-        emit = _Emitter(builder, real)
-        emit.store(emit.load(args[1]), args[0])
-        return context.get_dummy_value()
+        def codegen(context, builder, signature, args):
+            emit = _Emitter(builder, real, count or lanes(real))
+            emit.store(emit.load(args[1]), args[0])
+            return context.get_dummy_value()
 
-    return types.void(target, target), codegen
+        return types.void(target, target), codegen
+
+    return copy
+
+
+# Copies from address to address, target first: one vector, eight numbers.
+copy_vector = _copy_of(None)
+copy_eight = _copy_of(8)
 
 
 class _Emitter:
     """Vector loads, stores, broadcasts and chains at the end of one IR block."""
 
-    def __init__(self, builder: ir.IRBuilder, real: types.Float) -> None:
+    def __init__(
+        self, builder: ir.IRBuilder, real: types.Float, width: int | None = None
+    ) -> None:
         self.builder = builder
         self.scalar = ir.FloatType() if real.bitwidth == 32 else ir.DoubleType()
-        self.width = lanes(real)
+        self.width = width or lanes(real)
         self.bytes = real.bitwidth // 8
         self.vector = ir.VectorType(self.scalar, self.width)
         self.fma = fma_of(builder, self.vector)
@@ -285,7 +295,7 @@ def product_tile(rows: int, columns: int) -> Any:
         n = types.intp
         signature = types.void(a, n, n, a, n, n, n, a, n, n)
 
-        def codegen(context, builder, signature, args):
+        def emit_body(builder, args):
             a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column = args
             emit = _Emitter(builder, real)
 
@@ -307,8 +317,29 @@ def product_tile(rows: int, columns: int) -> Any:
             for row, values in zip(targets, sums, strict=True):
                 for spot, value in zip(row, values, strict=True):
                     emit.store(value, spot)
+
+        def codegen(context, builder, signature, args):
+            name = f"numbagru.product.{rows}x{columns}.{real}x{lanes(real)}"
+            _call_outlined(builder, name, emit_body, args)
             return context.get_dummy_value()
 
         return signature, codegen
 
     return tile
+
+
+def _call_outlined(builder: Any, name: str, emit_body: Any, args: Any) -> None:
+    """Call a function of its own that LLVM keeps apart.
+
+    Inlined at every call, the tiles made the backward kernel three times as large to
+    compile; the call costs about 10 cycles, a tile at least 200.
+    """
+    kind = ir.FunctionType(ir.VoidType(), [arg.type for arg in args])
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    if function.is_declaration:
+        function.linkage = "linkonce_odr"
+        function.attributes.add("noinline")
+        inner = ir.IRBuilder(function.append_basic_block("entry"))
+        emit_body(inner, function.args)
+        inner.ret_void()
+    builder.call(function, args)

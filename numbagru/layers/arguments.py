@@ -40,6 +40,9 @@ _TAIL = (
     "recurrent_dropout",
 )
 _INITIALIZERS = {"kernel_initializer", "recurrent_initializer", "bias_initializer"}
+_ACTIVATIONS = {"activation", "recurrent_activation"}
+_TF_NAMES = {"silu": "swish"}
+_ERAS = {"keras.activations": "keras3", "tf_keras.activations": "tf_keras"}
 _BASE = ("name", "trainable", "dtype")
 _OPTIONS = ("return_sequences", "return_state", "go_backwards", "stateful", "unroll")
 
@@ -267,9 +270,12 @@ def to_dict(config: SequenceConfig, role: Role, flavor: str) -> dict[str, Any]:
             "Keras 3 has no `time_major`: use flavor='tf_keras', or a layer with "
             "time_major=False. Received: time_major=True"
         )
-    for name in ("activation", "recurrent_activation"):
-        if name in saved:
-            _check_era(name, saved[name], getattr(config, name), flavor)
+    for name in _ACTIVATIONS & saved.keys():
+        if not isinstance(saved[name], str):
+            raise ValueError(
+                f"The `{name}` of this layer is the one of {saved[name]['module']}; "
+                f"under its name flavor={flavor!r} has another function."
+            )
     if flavor == "tf_keras" and config.zero_output_for_mask:
         saved["zero_output_for_mask"] = True
     return saved
@@ -300,6 +306,8 @@ def _dict(config: Any, names: Sequence[str], flavor: str) -> dict[str, Any]:
         value = getattr(config, name)
         serialize = _SPECS[name].metadata["serialize"]
         saved[name] = value if serialize is None else serialize(value)
+    for name in _ACTIVATIONS & saved.keys():
+        saved[name] = _named(getattr(config, name), flavor)
     if flavor == "keras3":
         saved["dtype"] = dtype_policy(config.dtype)
     else:
@@ -312,16 +320,19 @@ def _dict(config: Any, names: Sequence[str], flavor: str) -> dict[str, Any]:
     return saved
 
 
-def _check_era(name: str, saved: Any, activation: Any, era: str) -> None:
-    try:
-        same = activations.get(saved, era=era) == activation
-    except ValueError:
-        same = False
-    if not same:
-        raise ValueError(
-            f"The `{name}` {saved!r} of this layer is another function, or none, in "
-            f"flavor={era!r}, so that the configuration cannot be written."
-        )
+def _named(activation: Any, flavor: str) -> str | dict[str, Any]:
+    """Return the name of an activation; with its module if that of the other Keras."""
+    name = activations.serialize(activation)
+    if not activation.builtin:
+        return name
+    if activations.get(name, era=flavor) == activation:
+        return _TF_NAMES.get(name, name) if flavor == "tf_keras" else name
+    return {
+        "module": next(m for m, era in _ERAS.items() if era != flavor),
+        "class_name": name,
+        "config": {},
+        "registered_name": None,
+    }
 
 
 def from_dict(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -330,11 +341,16 @@ def from_dict(config: Mapping[str, Any]) -> dict[str, Any]:
     In one from tf_keras, "hard_sigmoid" is the function of that Keras.
     """
     given = {name: value for name, value in config.items() if name not in _IGNORED}
-    if isinstance(given.get("dtype"), str) and "implementation" in given:
-        for name in ("activation", "recurrent_activation"):
-            if isinstance(given.get(name), str):
-                given[name] = activations.get(given[name], era="tf_keras")
+    from_tf = isinstance(given.get("dtype"), str) and "implementation" in given
+    if from_tf:
         given["implementation"] = given["implementation"] or 1
+    for name in _ACTIVATIONS & given.keys():
+        value = given[name]
+        if isinstance(value, dict) and value.get("module") in _ERAS:
+            era = _ERAS[value["module"]]
+            given[name] = activations.get(value["class_name"], era=era)
+        elif from_tf and isinstance(value, str):
+            given[name] = activations.get(value, era="tf_keras")
     return given
 
 

@@ -73,6 +73,12 @@ class StackedRNNCells(Layer):
         """Return the initial state of each cell, nested as the cells give it."""
         return [zero_state_of(cell, batch_size, self.dtype) for cell in self.cells]
 
+    def _prepared(self, inputs: Any, kwargs: dict[str, Any]) -> tuple[Any, dict]:
+        """Build, and leave it to the cells to cast."""
+        if not self.built:
+            self._build(np.shape(inputs))
+        return inputs, kwargs
+
     def call(
         self, inputs: Any, states: Sequence[Any], training: bool | None = False
     ) -> tuple[np.ndarray, list[Any]]:

@@ -111,13 +111,17 @@ class Loop:
             return step_vjp(self.cell, x_t, states, training)
 
         results, steps = self._walk(x, states, mask, take)
-        shape = np.shape(x)
+        shape, finals, i_out = np.shape(x), flatten(results[2]), self._as_output
 
         def pullback(d_last: Any, d_outputs: Any, d_states: list) -> tuple:
             d_x = np.zeros(shape, self.dtype)
             d_x_steps = self._by_step(d_x)
             d_out_steps = None if d_outputs is None else self._by_step(d_outputs)
             d_weights = [np.zeros_like(v.value) for v in self.weights]
+            d_states = [
+                np.zeros_like(y) if d is None else d
+                for y, d in zip(finals, d_states, strict=True)
+            ]
             d_previous = d_last
             for i in reversed(range(len(steps))):
                 t, keep, pull = steps[i]
@@ -133,11 +137,12 @@ class Loop:
                     )
                 ]
                 if self._repeats_state:
-                    i_out = self._as_output
                     d_states[i_out] = add_gradients(d_states[i_out], d_previous)
                 if self._repeats_state or self.config.zero_output_for_mask:
                     d_previous = None
                 d_weights = [a + b for a, b in zip(d_weights, g.weights, strict=True)]
+            if not steps:
+                d_states[i_out] = add_gradients(d_states[i_out], d_last)
             return d_x, d_states, d_weights
 
         return results, pullback
@@ -149,6 +154,8 @@ class Loop:
         keeps = None if mask is None else self._by_step(np.asarray(mask))
         order = range(len(x_steps))
         output = np.zeros((self._rows(x), output_size_of(self.cell)), self.dtype)
+        if not order:
+            output = flatten(states)[self._as_output]
         outputs, steps = [], []
         for t in reversed(order) if c.go_backwards else order:
             keep = None if keeps is None else keeps[t]

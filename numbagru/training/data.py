@@ -135,8 +135,8 @@ def validation_tuple(dtype: str, validation_data: Any) -> Data:
             "(x, y, sample_weight, mask). "
             f"Received: {type(validation_data).__name__}"
         )
-    return require_rows(checked(dtype, *validation_data, prefix="validation "),
-                        "validation ")  # fmt: skip
+    data = checked(dtype, *validation_data, prefix="validation ")
+    return require_rows(data, "validation ")
 
 
 def positive_int(value: Any, name: str) -> int:

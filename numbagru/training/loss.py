@@ -102,14 +102,19 @@ class Loss(registry.Configurable):
 
     def value_and_gradient(self, y_true, y_pred, sample_weight=None, mask=None):
         """Return `(loss, gradient)`; needs a reduction to a scalar."""
-        if self.reduction in ("none", None):
-            raise ValueError(
-                "The gradient needs a scalar loss. Received: "
-                f"reduction={self.reduction!r}; use 'sum_over_batch_size' or 'sum'"
-            )
+        self.require_scalar()
         loss, operands, d_values = self._forward(y_true, y_pred, sample_weight, mask)
         gradient = self.pullback(*operands, d_values)
         return loss, gradient.reshape(np.shape(y_pred))
+
+    def require_scalar(self) -> Loss:
+        """Return the loss if it is reduced to a scalar, else raise ValueError."""
+        if self.reduction in ("none", None):
+            raise ValueError(
+                "Training needs a scalar loss: use `reduction='sum_over_batch_size'` "
+                f"or 'sum'. Received: reduction={self.reduction!r}"
+            )
+        return self
 
     def _forward(self, y_true, y_pred, sample_weight, mask):
         """Return the loss, the operands of `call` and d loss / d values."""

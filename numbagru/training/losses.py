@@ -297,11 +297,12 @@ def trainable_loss(identifier: Any) -> Loss:
     Raises
     ------
     ValueError
-        For None, and for a function, which has no gradient.
+        For None, for a function, which has no gradient, and for a loss that is not
+        reduced to a scalar.
     """
     loss = get(identifier)
     if isinstance(loss, Loss):
-        return loss
+        return loss.require_scalar()
     for name, function in FUNCTIONS.items():
         if loss is function:
             return _CLASSES[name]()

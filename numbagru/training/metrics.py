@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from numbagru import registry
 from numbagru.training import losses
+from numbagru.training.data import Data
 from numbagru.training.loss import same_rank
 
 
@@ -89,6 +90,33 @@ class Metric:
         }
 
 
+class Totals:
+    """The means over one epoch: the loss, weighted by rows, and the metrics."""
+
+    def __init__(self, compiled: Sequence[Metric]):
+        self._loss = Mean()
+        self._metrics = compiled
+        for metric in compiled:
+            metric.reset()
+
+    def add(
+        self,
+        batch: Data,
+        loss: np.floating,
+        y_pred: np.ndarray,
+        mask: np.ndarray | None,
+    ) -> None:
+        """Add a batch."""
+        self._loss.add(loss, batch.rows)
+        for metric in self._metrics:
+            metric.update(batch.y, y_pred, mask)
+
+    def logs(self) -> dict[str, float]:
+        """Return the means so far by name, the loss first."""
+        logs = {"loss": self._loss.result()}
+        return logs | {metric.name: metric.result() for metric in self._metrics}
+
+
 def binary_accuracy(y_true, y_pred, threshold: float = 0.5) -> np.ndarray:
     """Return for each row how much of `y_pred > threshold` equals `y_true`."""
     y_true, y_pred = same_rank(np.asarray(y_true), np.asarray(y_pred))
@@ -145,6 +173,22 @@ def get(identifier: Any) -> Metric:
         direction = "up"
     name = identifier if isinstance(identifier, str) else None
     return Metric(function, name, direction)
+
+
+def get_all(given: Any) -> list[Metric]:
+    """Return the metrics of a list, or none for None; names must differ."""
+    if given is None:
+        return []
+    if not isinstance(given, (list, tuple)):
+        raise ValueError(f"`metrics` must be a list. Received: metrics={given!r}")
+    found = [get(metric) for metric in given]
+    names = ["loss", *(metric.name for metric in found)]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            "`metrics` must have names of their own, and not 'loss'. "
+            f"Received: {names[1:]}"
+        )
+    return found
 
 
 def deserialize(config: Mapping[str, Any]) -> Metric:

@@ -95,10 +95,11 @@ def load_model(
 
 
 def _model(header, arrays, custom):
-    config = _revived(header["model"], custom)
-    model = layer_saving.deserialize(config, custom)
+    model = _revived(header["model"], custom)
+    if not isinstance(model, Trainer):
+        model = layer_saving.deserialize(model)
     if not isinstance(model, Trainer) or not model.built:
-        raise ValueError(f"it holds a {config['class_name']!r}, not a built model")
+        raise ValueError(f"it holds a {type(model).__name__}, not a built model")
     _assign("weights", model.weights, arrays)
     _assign("random", _random_states(model), arrays)
     settings = header["compile"]
@@ -269,6 +270,4 @@ def _revived(node: Any, custom: Mapping[str, Any]) -> Any:
     if name is None:
         return node
     found = custom[name]
-    if not isinstance(found, type) or issubclass(found, Layer):
-        return node if isinstance(found, type) else found
-    return found.from_config(node["config"])
+    return found.from_config(node["config"]) if isinstance(found, type) else found

@@ -106,7 +106,7 @@ class Sequential(Trainer):
         return layer
 
     def _stack_changed(self) -> None:
-        self.built = False
+        self.built, self._build_shape = False, None
         self.dtype = self._layers[0].dtype if self._layers else "float32"
 
     def build(self, input_shape: Any) -> None:
@@ -123,7 +123,15 @@ class Sequential(Trainer):
                 "layers. Call `model.add(layer)`."
             )
         shape = tuple(input_shape)
+        if not self._stateful_layers():
+            shape = (None, *shape[1:])
         for layer in self._layers:
+            if any(isinstance(axis, (tuple, list)) for axis in shape):
+                raise ValueError(
+                    "Only the last layer of a Sequential model may have several "
+                    "outputs; use `return_state=False` in the one before "
+                    f"'{layer.name}'. Received: output shapes {shape}"
+                )
             self._build_sublayer(layer, shape)
             shape = layer.compute_output_shape(shape)
         self._build_shape = tuple(input_shape)
@@ -172,12 +180,6 @@ class Sequential(Trainer):
     ) -> Any:
         """Run the layers one after the other, each with the mask that reaches it."""
         for layer in self._layers:
-            if isinstance(x, (tuple, list)):
-                raise ValueError(
-                    "Only the last layer of a Sequential model may have several "
-                    f"outputs; use `return_state=False` in the one before "
-                    f"'{layer.name}'. Received: {len(x)} outputs"
-                )
             y = run(layer, x, training=training, mask=mask)
             if mask is not None and not layer.supports_masking:
                 warnings.warn(
@@ -251,7 +253,8 @@ class Sequential(Trainer):
         Parameters
         ----------
         config : dict
-            Of this class or of `keras.Sequential`.
+            Of this class or of `keras.Sequential`; a layer may stand for its
+            configuration.
         custom_objects : mapping, optional
             Classes of layers by name.
 
@@ -265,9 +268,14 @@ class Sequential(Trainer):
                 "The configuration of a Sequential model must have a list `layers`. "
                 f"Received: config={config}"
             )
-        layers = [x for x in config["layers"] if x.get("class_name") != "InputLayer"]
         model = cls(
-            [layer_saving.deserialize(layer, custom_objects) for layer in layers],
+            [
+                layer
+                if isinstance(layer, Layer)
+                else layer_saving.deserialize(layer, custom_objects)
+                for layer in config["layers"]
+                if isinstance(layer, Layer) or layer["class_name"] != "InputLayer"
+            ],
             trainable=config.get("trainable", True),
             name=config.get("name"),
         )
@@ -278,6 +286,9 @@ class Sequential(Trainer):
     def save(self, filepath: str | PathLike[str]) -> None:
         """Write the model, its weights and the state of its training into one file.
 
+        `load_model` reads it, and training goes on as if it had not been interrupted;
+        only recorded states of stateful layers are not kept, as in Keras.
+
         Parameters
         ----------
         filepath : path-like
@@ -287,7 +298,7 @@ class Sequential(Trainer):
         Raises
         ------
         ValueError
-            If the model is not built, or holds functions of yours without a class.
+            If the model is not built, or has functions of yours without a name.
         """
         saving.save_model(self, filepath)
 

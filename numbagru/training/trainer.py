@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,7 @@ from numbagru.training.data import (
     require_rows,
     validation_tuple,
 )
-from numbagru.training.metrics import Mean, Metric
-from numbagru.training.metrics import get as get_metric
+from numbagru.training.metrics import Metric, Totals, get_all
 
 DEFAULT_BATCH_SIZE = 32
 
@@ -57,7 +55,7 @@ class Trainer(Layer):
             For what is not an optimizer, a loss or a metric.
         """
         chosen = optimizers.get(optimizer), losses.trainable_loss(loss)
-        self._metrics = _metrics(metrics)
+        self._metrics = get_all(metrics)
         self.optimizer, self.loss = chosen
 
     @property
@@ -143,11 +141,12 @@ class Trainer(Layer):
         seed = check_seed(draw_seed() if seed is None else seed)
         data = require_rows(self._data(x, y, sample_weight, mask))
         data, validation = self._split(data, validation_split, validation_data)
-        progress, callbacks = self._callbacks(
+        history, progress, callbacks = self._callbacks(
             callbacks, verbose, epochs=epochs, steps=-(-data.rows // batch_size)
         )
         self._prepare(batch_size, *filter(None, (data, validation)))
 
+        self.history = history
         self.stop_training = False
         try:
             callbacks.on_train_begin()
@@ -165,10 +164,10 @@ class Trainer(Layer):
             callbacks.on_train_end(logs)
         finally:
             progress.close()
-        return self.history
+        return history
 
     def _train_epoch(self, epoch, data, batch_size, order, callbacks):
-        totals = _Totals(self.metrics)
+        totals = Totals(self.metrics)
         for step, batch in enumerate(data.batches(batch_size, order)):
             callbacks.on_train_batch_begin(step)
             try:
@@ -240,7 +239,7 @@ class Trainer(Layer):
         return _flat(self._evaluate(data, batch_size), return_dict)
 
     def _evaluate(self, data, batch_size):
-        totals = _Totals(self.metrics)
+        totals = Totals(self.metrics)
         for batch in data.batches(batch_size):
             y_pred = self(batch.x, training=False, mask=batch.mask)
             mask = self.compute_mask(batch.x, batch.mask)
@@ -301,7 +300,7 @@ class Trainer(Layer):
         self._require_compiled("train_on_batch")
         data = require_rows(self._data(x, y, sample_weight, mask))
         self._prepare(data.rows, data)
-        totals = _Totals(self.metrics)
+        totals = Totals(self.metrics)
         totals.add(data, *self._train_step(data))
         return _flat(totals.logs(), return_dict)
 
@@ -342,15 +341,14 @@ class Trainer(Layer):
                 f"`verbose` must be 'auto', 0, 1 or 2. Received: verbose={verbose!r}"
             )
         verbose = 1 if verbose == "auto" else int(verbose)
-        self.history = History()
-        progress = Progress(verbose)
         if isinstance(callbacks, Callback):
             callbacks = [callbacks]
-        group = [*(callbacks or ()), self.history, *([progress] if verbose else ())]
+        history, progress = History(), Progress(verbose)
+        group = [*(callbacks or ()), history, *([progress] if verbose else ())]
         every = CallbackList(group)
         every.set_params({**params, "verbose": verbose})
         every.set_model(self)
-        return progress, every
+        return history, progress, every
 
     def _prepare(self, batch_size: int, *runs: Data) -> None:
         """Build if needed, and try shapes of rows, targets and weights together."""
@@ -360,6 +358,7 @@ class Trainer(Layer):
                 "layer can be called, not trained or evaluated in batches."
             )
         self._require_one_size(batch_size, *runs)
+        self._require_features(self._build_shape or runs[0].x.shape, *runs)
         if not self.built:
             self._build((min(batch_size, runs[0].rows), *runs[0].x.shape[1:]))
         for data in runs:
@@ -377,9 +376,19 @@ class Trainer(Layer):
                 self.compute_mask(row.x, row.mask),
             )
 
+    def _require_features(self, built_for, *runs):
+        for x in (data.x for data in runs):
+            if x.ndim != len(built_for) or x.shape[-1] != built_for[-1]:
+                raise ValueError(
+                    f"`x` must have {len(built_for)} axes and {built_for[-1]} features "
+                    f"in the last one. Received: x.shape={x.shape}"
+                )
+
     def _require_one_size(self, batch_size, *runs):
+        if not self._stateful_layers():
+            return
         sizes = {b.rows for data in runs for b in data.batches(batch_size)}
-        if len(sizes) > 1 and self._stateful_layers():
+        if len(sizes) > 1:
             raise ValueError(
                 "A stateful model needs batches of one size, in validation too: "
                 "`batch_size` must divide the numbers of rows. Received: "
@@ -391,40 +400,6 @@ class Trainer(Layer):
 
     def _with_penalties(self, loss):
         return np.sum(np.asarray([loss, *self.losses], dtype=loss.dtype))
-
-
-class _Totals:
-    """The means over one epoch: the loss, weighted by rows, and the metrics."""
-
-    def __init__(self, compiled: Sequence[Metric]):
-        self._loss = Mean()
-        self._metrics = compiled
-        for metric in compiled:
-            metric.reset()
-
-    def add(self, batch: Data, loss, y_pred, mask) -> None:
-        self._loss.add(loss, batch.rows)
-        for metric in self._metrics:
-            metric.update(batch.y, y_pred, mask)
-
-    def logs(self) -> dict[str, float]:
-        logs = {"loss": self._loss.result()}
-        return logs | {metric.name: metric.result() for metric in self._metrics}
-
-
-def _metrics(given: Any) -> list[Metric]:
-    if given is None:
-        return []
-    if not isinstance(given, (list, tuple)):
-        raise ValueError(f"`metrics` must be a list. Received: metrics={given!r}")
-    found = [get_metric(metric) for metric in given]
-    names = ["loss", *(metric.name for metric in found)]
-    if len(set(names)) < len(names):
-        raise ValueError(
-            "`metrics` must have names of their own, and not 'loss'. "
-            f"Received: {names[1:]}"
-        )
-    return found
 
 
 def _flat(logs, return_dict):

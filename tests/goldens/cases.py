@@ -82,11 +82,11 @@ CASES = (
     Case("one_step", gru(**FULL), (Call("x_one_step", None, "h0", gradients=True),)),
     *(
         Case(f"activation_{name}", gru(activation=name, return_sequences=True))
-        for name in ("relu", "linear", "softsign", "elu", "selu", "swish", "softmax")
+        for name in ("relu", "swish", "softmax")
     ),
     *(
         Case(f"recurrent_{name}", gru(recurrent_activation=name, return_sequences=True))
-        for name in ("hard_sigmoid", "sigmoid", "tanh", "softplus")
+        for name in ("hard_sigmoid", "sigmoid")
     ),
     *(
         Case(f"mask_{mask}", gru(**FULL), (Call(mask=mask, gradients=True),))
