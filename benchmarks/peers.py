@@ -27,7 +27,7 @@ TRAINERS = ("numbagru", "PyTorch", "Keras/JAX", "Keras/TensorFlow")
 
 
 class Remote:
-    """A worker process of `engines.py`."""
+    """A process of `worker.py`."""
 
     def __init__(self, engine, options):
         self.engine = engine
@@ -43,7 +43,7 @@ class Remote:
             "JAX_PLATFORMS": "cpu",
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.engines", engine],
+            [sys.executable, "-m", "benchmarks.worker", engine],
             cwd=Path(__file__).parents[1],
             env=os.environ | environment,
             stdin=subprocess.PIPE,

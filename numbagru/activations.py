@@ -420,21 +420,33 @@ ROWWISE = {
 }
 
 
-def apply(act, s, start, n):
-    """In compiled code: ``s[start:start + n] = act(s[start:start + n])``."""
-    raise TypeError("`apply` runs in compiled code only. Call the Activation instead.")
+def evaluate(act, x):
+    """In compiled code: act(x); x itself for a row-wise act, which `apply_row` does."""
+    raise TypeError("`evaluate` runs in compiled code only. Call the Activation.")
 
 
-def chain_rule(act, s, v, g, n):
-    """In compiled code: ``s[g:g + n] *= derivative at s[v:v + n]``.
-
-    The latter holds outputs of act, or its inputs where `of_input` says so.
+def slope(d_act, v):
+    """In compiled code: the derivative where the output, or with `of_input` the input,
+    is v; 1 for a row-wise act, which `chain_row` does.
     """
-    raise TypeError("`chain_rule` runs in compiled code only. See Activation.pullback.")
+    raise TypeError("`slope` runs in compiled code only. See Activation.pullback.")
+
+
+def apply_row(act, s, start, n):
+    """In compiled code: apply a row-wise act to ``s[start:start + n]``, else nothing."""
+    raise TypeError("`apply_row` runs in compiled code only.")
+
+
+def chain_row(act, s, v, g, n):
+    """In compiled code: pull the gradient ``s[g:g + n]`` back through a row-wise act.
+
+    ``s[v:v + n]`` are its outputs. Does nothing for the others.
+    """
+    raise TypeError("`chain_row` runs in compiled code only.")
 
 
 def of_input(act):
-    """In compiled code, as a constant: whether `chain_rule` wants the inputs of act."""
+    """In compiled code, as a constant: whether `slope` wants the inputs of act."""
     raise TypeError("`of_input` runs in compiled code only.")
 
 
@@ -466,44 +478,44 @@ def _unbox_builtin(kind, value, context):
     return NativeValue(context.context.get_dummy_value())
 
 
-@overload(apply)
-def _apply(act, s, start, n):
-    if isinstance(act, BuiltinType) and act.activation in ROWWISE:
+def _is_rowwise(act):
+    return isinstance(act, BuiltinType) and act.activation in ROWWISE
+
+
+@overload(evaluate)
+def _evaluate(act, x):
+    if _is_rowwise(act):
+        return lambda act, x: x
+    if isinstance(act, BuiltinType):
+        f = SCALAR[act.activation][0]
+        return lambda act, x: f(x)
+    return lambda act, x: type(x)(act(x))
+
+
+@overload(slope)
+def _slope(d_act, v):
+    if _is_rowwise(d_act):
+        return lambda d_act, v: type(v)(1)
+    if isinstance(d_act, BuiltinType):
+        df = SCALAR[d_act.activation][1]
+        return lambda d_act, v: df(v)
+    return lambda d_act, v: type(v)(d_act(v))
+
+
+@overload(apply_row)
+def _apply_row(act, s, start, n):
+    if _is_rowwise(act):
         row = ROWWISE[act.activation][0]
         return lambda act, s, start, n: row(s, start, n)
-    # A user's function comes as the value `act` itself.
-    f = SCALAR[act.activation][0] if isinstance(act, BuiltinType) else None
-
-    def loop(act, s, start, n):
-        for i in range(n):
-            j = np.uintp(start) + np.uintp(i)
-            s[j] = f(s[j])
-
-    def own_loop(act, s, start, n):
-        for i in range(start, start + n):
-            s[i] = act(s[i])
-
-    return loop if f is not None else own_loop
+    return lambda act, s, start, n: None
 
 
-@overload(chain_rule)
-def _chain_rule(act, s, v, g, n):
-    if isinstance(act, BuiltinType) and act.activation in ROWWISE:
+@overload(chain_row)
+def _chain_row(act, s, v, g, n):
+    if _is_rowwise(act):
         row = ROWWISE[act.activation][1]
         return lambda act, s, v, g, n: row(s, v, g, n)
-    df = SCALAR[act.activation][1] if isinstance(act, BuiltinType) else None
-
-    def loop(act, s, v, g, n):
-        first, second = np.uintp(v), np.uintp(g)
-        for j in range(n):
-            i = np.uintp(j)
-            s[second + i] = s[second + i] * df(s[first + i])
-
-    def own_loop(act, s, v, g, n):
-        for i in range(n):
-            s[g + i] = s[g + i] * act(s[v + i])
-
-    return loop if df is not None else own_loop
+    return lambda act, s, v, g, n: None
 
 
 @overload(of_input)
@@ -516,14 +528,18 @@ def _of_input(act):
 @njit(**OPTIONS)
 def _apply_rows(act, s, width):
     for start in range(0, s.size, width):
-        apply(act, s, start, width)
+        apply_row(act, s, start, width)
+    for i in range(s.size):
+        s[i] = evaluate(act, s[i])
 
 
 @njit(**OPTIONS)
-def _chain_rule_rows(act, s, width):
+def _chain_rows(act, s, width):
     half = s.size // 2
     for start in range(0, half, width):
-        chain_rule(act, s, start, half + start, width)
+        chain_row(act, s, start, half + start, width)
+    for i in range(half):
+        s[half + i] = s[half + i] * slope(act, s[i])
 
 
 def _flat(x: Any, real: Any = None) -> np.ndarray:
@@ -586,12 +602,12 @@ class Activation:
 
     @property
     def forward_argument(self) -> Any:
-        """What compiled code takes for `apply`."""
+        """What compiled code takes for `evaluate`."""
         return Builtin(self._key) if self.builtin else self.function
 
     @property
     def backward_argument(self) -> Any:
-        """What compiled code takes for `chain_rule`."""
+        """What compiled code takes for `slope`."""
         if self.builtin:
             return Builtin(self._key)
         if self.derivative is None:
@@ -618,19 +634,18 @@ class Activation:
         act = self.backward_argument
         v = _flat(x if not self.builtin or self.name in OF_INPUT else y)
         both = np.concatenate([v, _flat(dy, v.dtype)])
-        _chain_rule_rows(act, both, self._width(x))
+        _chain_rows(act, both, self._width(x))
         return both[v.size :].reshape(np.shape(x))
 
     def _width(self, x: Any) -> int:
+        """Length of a row."""
         shape = np.shape(x)
-        if not self.rowwise:
-            return max(1, math.prod(shape))
-        if not shape:
+        if self.rowwise and not shape:
             raise ValueError(
                 f"`{self.name}` acts along the last axis and needs at least one. "
                 f"Received: shape={shape}"
             )
-        return max(1, shape[-1])
+        return max(1, shape[-1]) if shape else 1
 
     def __reduce__(self) -> Any:
         if self.builtin:

@@ -5,18 +5,24 @@ gate, hh candidate, h_tm1 the state before the step. The sums x W + h R + b are 
 kernels' work. ``reset_after=True`` is arXiv:1406.1078v1 (and cuDNN),
 ``reset_after=False`` is v3.
 
-A kernel brings the sums of n units, of one row or of a tile of rows, in a scratch of
-sections of n numbers; one step turns them into gates and the next state in place. One
-contiguous buffer and unsigned indices are what lets LLVM vectorise these loops.
+A kernel brings the sums of a row, or of a tile of rows, in a scratch of sections n
+numbers apart; one step turns the first `count` of each into gates and the next state in
+place. n and `count` are multiples of `BLOCK`; `units` is the length of a row for
+activations that act on all of it (tiles have none of those). One contiguous buffer,
+unsigned indices and inner loops of constant length are what lets LLVM vectorise; a
+constant n, after merging into the tile kernels, saves it the checks for overlap. With a
+length that it does not know, one row of 16 units took twice as long.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from numbagru._jit import routine, scalar
-from numbagru.activations import apply, chain_rule, of_input
+from numbagru._jit import routine, scalar, section
+from numbagru.activations import apply_row, chain_row, evaluate, of_input, slope
 from numbagru.scalar import fma
+
+BLOCK = 16
 
 # Sections of the scratch. In: sums in Z, R, HH, (reset after) RECURRENT, and the state
 # before the step in H. Out: gates in Z, R, HH, the next state in H, and (reset before)
@@ -57,44 +63,64 @@ def d_product(d, a, b):
 
 
 @routine
-def _gate(act, s, section, n, keep, sums):
-    if keep and of_input(act):
-        for i in range(n):
-            s[np.uintp(sums * n + i)] = s[np.uintp(section * n + i)]
-    apply(act, s, section * n, n)
+def _gates(rec, s, n, units):
+    """Gates from sums where that takes a row at a time; `evaluate` does the others."""
+    apply_row(rec, s, Z * n, units)
+    apply_row(rec, s, R * n, units)
 
 
-@routine
-def next_state(act, s, n, keep):
+@scalar
+def _gate(act, s, place, sums, i):
+    """One gate from its sum, in place."""
+    v = s[place + i]
+    if of_input(act):
+        s[sums + i] = v
+    value = evaluate(act, v)
+    s[place + i] = value
+    return value
+
+
+@section
+def next_state(act, s, n, count, units):
     """From the sum in HH, the gate in Z and the old state in H to the next state."""
-    _gate(act, s, HH, n, keep, HH_SUM)
-    z, hh, h = np.uintp(Z * n), np.uintp(HH * n), np.uintp(H * n)
-    for j in range(n):
-        i = np.uintp(j)
-        s[h + i] = blend(s[z + i], s[h + i], s[hh + i])
+    apply_row(act, s, HH * n, units)
+    z, h = np.uintp(Z * n), np.uintp(H * n)
+    hh, hh_sum = np.uintp(HH * n), np.uintp(HH_SUM * n)
+    for block in range(0, count, BLOCK):
+        for j in range(BLOCK):
+            i = np.uintp(block) + np.uintp(j)
+            s[h + i] = blend(s[z + i], s[h + i], _gate(act, s, hh, hh_sum, i))
 
 
-@routine
-def step_reset_after(act, rec, s, n, keep):
+@section
+def step_reset_after(act, rec, s, n, count, units):
     """One step from all four sums."""
-    _gate(rec, s, Z, n, keep, Z_SUM)
-    _gate(rec, s, R, n, keep, R_SUM)
-    r, hh, recurrent = np.uintp(R * n), np.uintp(HH * n), np.uintp(RECURRENT * n)
-    for j in range(n):
-        i = np.uintp(j)
-        s[hh + i] = candidate_sum(s[r + i], s[recurrent + i], s[hh + i])
-    next_state(act, s, n, keep)
+    _gates(rec, s, n, units)
+    z, z_sum = np.uintp(Z * n), np.uintp(Z_SUM * n)
+    r, r_sum = np.uintp(R * n), np.uintp(R_SUM * n)
+    hh, recurrent = np.uintp(HH * n), np.uintp(RECURRENT * n)
+    for block in range(0, count, BLOCK):
+        for j in range(BLOCK):
+            i = np.uintp(block) + np.uintp(j)
+            _gate(rec, s, z, z_sum, i)
+            reset = _gate(rec, s, r, r_sum, i)
+            s[hh + i] = candidate_sum(reset, s[recurrent + i], s[hh + i])
+    next_state(act, s, n, count, units)
 
 
-@routine
-def gates_reset_before(rec, s, n, keep):
+@section
+def gates_reset_before(rec, s, n, count, units):
     """The gates and r * h_tm1, which the kernel multiplies into HH before next_state."""
-    _gate(rec, s, Z, n, keep, Z_SUM)
-    _gate(rec, s, R, n, keep, R_SUM)
-    r, h, recurrent = np.uintp(R * n), np.uintp(H * n), np.uintp(RECURRENT * n)
-    for j in range(n):
-        i = np.uintp(j)
-        s[recurrent + i] = reset_state(s[r + i], s[h + i])
+    _gates(rec, s, n, units)
+    z, z_sum = np.uintp(Z * n), np.uintp(Z_SUM * n)
+    r, r_sum = np.uintp(R * n), np.uintp(R_SUM * n)
+    h, recurrent = np.uintp(H * n), np.uintp(RECURRENT * n)
+    for block in range(0, count, BLOCK):
+        for j in range(BLOCK):
+            i = np.uintp(block) + np.uintp(j)
+            _gate(rec, s, z, z_sum, i)
+            reset = _gate(rec, s, r, r_sum, i)
+            s[recurrent + i] = reset_state(reset, s[h + i])
 
 
 @routine
@@ -105,67 +131,70 @@ def kept_section(act, section, sums):
 
 # Sections of the backward scratch. In: what was kept of Z, R, HH and RECURRENT, the old
 # state in H, the gradient of the next state in D. Out: gradients of the sums, and of
-# the old state in D, as far as it does not come through the sums. Between: gate values
-# where sums were kept.
-D, Z_VALUE, R_VALUE, HH_VALUE, D_HH, D_Z, D_R, D_RECURRENT = range(5, 13)
-D_SECTIONS = 13
+# the old state in D, as far as it does not come through the sums.
+D, D_HH, D_Z, D_R, D_RECURRENT = range(5, 10)
+D_SECTIONS = 10
 
 
-@routine
-def _value(act, s, section, n, value):
-    """The section that holds a gate's values."""
-    if not of_input(act):
-        return section
-    for i in range(n):
-        s[np.uintp(value * n + i)] = s[np.uintp(section * n + i)]
-    apply(act, s, value * n, n)
-    return value
+@scalar
+def _value(act, kept):
+    """A gate from what was kept of it."""
+    return evaluate(act, kept) if of_input(act) else kept
 
 
-@routine
-def d_next_state(act, rec, d_act, s, n):
+@section
+def d_next_state(act, rec, d_act, s, n, count, units):
     """Undo `next_state`: gradients of z, of the candidate's sum and of the old state."""
-    z = np.uintp(_value(rec, s, Z, n, Z_VALUE) * n)
-    hh = np.uintp(_value(act, s, HH, n, HH_VALUE) * n)
-    h, d, d_z, d_hh = (
-        np.uintp(H * n),
-        np.uintp(D * n),
-        np.uintp(D_Z * n),
-        np.uintp(D_HH * n),
-    )
-    for j in range(n):
-        i = np.uintp(j)
-        s[d_z + i], s[d + i], s[d_hh + i] = d_blend(
-            s[d + i], s[z + i], s[h + i], s[hh + i]
-        )
-    chain_rule(d_act, s, HH * n, D_HH * n, n)
+    z, hh, h = np.uintp(Z * n), np.uintp(HH * n), np.uintp(H * n)
+    d, d_z, d_hh = np.uintp(D * n), np.uintp(D_Z * n), np.uintp(D_HH * n)
+    for block in range(0, count, BLOCK):
+        for j in range(BLOCK):
+            i = np.uintp(block) + np.uintp(j)
+            s[d_z + i], s[d + i], d_value = d_blend(
+                s[d + i], _value(rec, s[z + i]), s[h + i], _value(act, s[hh + i])
+            )
+            s[d_hh + i] = d_value * slope(d_act, s[hh + i])
+    chain_row(d_act, s, HH * n, D_HH * n, units)
 
 
 @routine
-def d_step_reset_after(act, rec, d_act, d_rec, s, n):
+def _through_gates(d_rec, s, n, units):
+    """Turn gradients of z and r into those of their sums, where rows are needed."""
+    chain_row(d_rec, s, Z * n, D_Z * n, units)
+    chain_row(d_rec, s, R * n, D_R * n, units)
+
+
+@section
+def d_step_reset_after(act, rec, d_act, d_rec, s, n, count, units):
     """Undo `step_reset_after`: gradients of all four sums."""
-    d_next_state(act, rec, d_act, s, n)
-    r = np.uintp(_value(rec, s, R, n, R_VALUE) * n)
-    recurrent, d_hh = np.uintp(RECURRENT * n), np.uintp(D_HH * n)
-    d_r, d_recurrent = np.uintp(D_R * n), np.uintp(D_RECURRENT * n)
-    for j in range(n):
-        i = np.uintp(j)
-        s[d_r + i], s[d_recurrent + i] = d_product(
-            s[d_hh + i], s[r + i], s[recurrent + i]
-        )
-    chain_rule(d_rec, s, Z * n, D_Z * n, n)
-    chain_rule(d_rec, s, R * n, D_R * n, n)
-
-
-@routine
-def d_gates_reset_before(rec, d_rec, s, n):
-    """Undo `gates_reset_before`, given the gradient of r * h_tm1 in D_RECURRENT."""
-    r = np.uintp(_value(rec, s, R, n, R_VALUE) * n)
-    h, d, d_r = np.uintp(H * n), np.uintp(D * n), np.uintp(D_R * n)
+    d_next_state(act, rec, d_act, s, n, count, units)
+    z, r, recurrent = np.uintp(Z * n), np.uintp(R * n), np.uintp(RECURRENT * n)
+    d_z, d_r, d_hh = np.uintp(D_Z * n), np.uintp(D_R * n), np.uintp(D_HH * n)
     d_recurrent = np.uintp(D_RECURRENT * n)
-    for j in range(n):
-        i = np.uintp(j)
-        s[d_r + i], d_h = d_product(s[d_recurrent + i], s[r + i], s[h + i])
-        s[d + i] += d_h
-    chain_rule(d_rec, s, Z * n, D_Z * n, n)
-    chain_rule(d_rec, s, R * n, D_R * n, n)
+    for block in range(0, count, BLOCK):
+        for j in range(BLOCK):
+            i = np.uintp(block) + np.uintp(j)
+            d_reset, s[d_recurrent + i] = d_product(
+                s[d_hh + i], _value(rec, s[r + i]), s[recurrent + i]
+            )
+            s[d_r + i] = d_reset * slope(d_rec, s[r + i])
+            s[d_z + i] = s[d_z + i] * slope(d_rec, s[z + i])
+    _through_gates(d_rec, s, n, units)
+
+
+@section
+def d_gates_reset_before(rec, d_rec, s, n, count, units):
+    """Undo `gates_reset_before`, given the gradient of r * h_tm1 in D_RECURRENT."""
+    z, r, h = np.uintp(Z * n), np.uintp(R * n), np.uintp(H * n)
+    d, d_z, d_r = np.uintp(D * n), np.uintp(D_Z * n), np.uintp(D_R * n)
+    d_recurrent = np.uintp(D_RECURRENT * n)
+    for block in range(0, count, BLOCK):
+        for j in range(BLOCK):
+            i = np.uintp(block) + np.uintp(j)
+            d_reset, d_h = d_product(
+                s[d_recurrent + i], _value(rec, s[r + i]), s[h + i]
+            )
+            s[d + i] += d_h
+            s[d_r + i] = d_reset * slope(d_rec, s[r + i])
+            s[d_z + i] = s[d_z + i] * slope(d_rec, s[z + i])
+    _through_gates(d_rec, s, n, units)

@@ -9,6 +9,7 @@ import pytest
 from numbagru import activations
 from numbagru.layers import (
     GRU,
+    RNN,
     Bidirectional,
     Grads,
     GRUCell,
@@ -173,6 +174,20 @@ def test_activity_losses_are_divided_by_rows():
     assert layer.losses == [0]
 
 
+def test_penalties_alone_and_projections_by_hand():
+    layer = GRU(3, kernel_regularizer="l1", bias_constraint="non_neg")
+    layer(X)
+    (penalty,) = layer.regularization_losses()
+    np.testing.assert_allclose(penalty, 0.01 * np.abs(layer.get_weights()[0]).sum())
+    kernel, recurrent, _ = layer.get_weights()
+    layer.cell.bias.assign(np.resize([1, -1], (2, 9)))
+    assert layer.get_weights()[2].min() == -1
+    layer.apply_constraints()
+    after = layer.get_weights()
+    assert (after[0] is kernel, after[1] is recurrent) == (True, True)
+    np.testing.assert_array_equal(after[2], np.resize([1, 0], (2, 9)))
+
+
 # -------------------------------------------------------------------- layers of users
 
 
@@ -298,6 +313,21 @@ def test_both_dialects_are_read(cls, flavor):
     twin = cls.from_config(saved)
     assert twin.to_keras_config(flavor) == saved
     assert twin.get_config() == layer.get_config()
+
+
+def test_wrappers_speak_both_dialects():
+    inner = RNN([GRUCell(3, name="c"), GRUCell(2, name="d")], name="r")
+    layer = Bidirectional(inner, name="b")
+    for flavor in ("keras3", "tf_keras"):
+        saved = layer.to_keras_config(flavor)
+        dtypes = [saved["dtype"], saved["layer"]["config"]["dtype"]]
+        cell = saved["layer"]["config"]["cell"]["config"]["cells"][1]["config"]
+        assert {type(d) for d in [*dtypes, cell["dtype"]]} == {type(dtypes[0])}
+        assert ("implementation" in cell) == (flavor == "tf_keras")
+        twin = Bidirectional.from_config(copy.deepcopy(saved))
+        assert twin.to_keras_config(flavor) == saved
+    assert saved["layer"]["config"]["name"] == "r"
+    assert "backward_layer" not in saved
 
 
 def test_leftovers_of_tensorflow_are_read():

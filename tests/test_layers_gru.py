@@ -457,6 +457,17 @@ def test_threads_share_a_layer():
         np.testing.assert_array_equal(a, b)
 
 
+def test_threads_may_make_the_first_call():
+    x = random(2, 5, 3)
+    for _ in range(20):
+        layer = GRU(4, bias_initializer="ones")
+        with ThreadPoolExecutor(8) as pool:
+            results = list(pool.map(layer, [x] * 8))
+        assert len(layer.weights) == 3
+        for y in results:
+            np.testing.assert_array_equal(y, layer(x))
+
+
 def test_threads_never_share_a_draw():
     layer = GRU(2, dropout=0.5, recurrent_dropout=0.5, seed=2)
     x = random(2, 5, 3)
@@ -487,3 +498,5 @@ def test_a_subclass_with_a_call_of_its_own():
     plain.build(x.shape)
     plain.set_weights(layer.get_weights())
     np.testing.assert_array_equal(2 * plain(x), y)
+    with pytest.raises(NotImplementedError, match="implement `_vjp`"):
+        layer.vjp(x)

@@ -21,7 +21,11 @@ class SteppedCell(GRUCell):
     """A GRUCell that the layer must call at each step, since `call` is its own."""
 
     def call(self, inputs, states, training=False):
+        self.steps = getattr(self, "steps", 0) + 1
         return super().call(inputs, states, training)
+
+    def _vjp(self, inputs, states, training=False):
+        return super()._vjp(inputs, states, training)
 
 
 def equal(actual, desired):
@@ -142,6 +146,20 @@ def test_kernels_give_what_steps_give(options, mask, units):
     pairs = zip(flatten(list(actual)), flatten(list(desired)), strict=True)
     for a, b in pairs:
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_a_call_of_a_users_own_is_called():
+    layer = RNN(SteppedCell(4))
+    layer(random(B, T, F))
+    assert layer.cell.steps == T
+    layer.vjp(random(B, T, F))
+
+    class NoGradient(GRUCell):
+        def call(self, inputs, states, training=False):
+            return super().call(2 * inputs, states, training)
+
+    with pytest.raises(NotImplementedError, match="NoGradient has a `call` of its own"):
+        RNN(NoGradient(4)).vjp(random(B, T, F))
 
 
 def test_mixed_stack_steps_through_its_cells():

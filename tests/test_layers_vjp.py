@@ -204,7 +204,7 @@ def test_cell(wrap):
         U, dtype="float64", dropout=0.4, recurrent_dropout=0.3, seed=1
     )
     cell.build(x.shape)
-    out, pullback = cell.vjp(x, wrap(h0), training=True)
+    _, pullback = cell.vjp(x, wrap(h0), training=True)
     d_h, d_state = random(B, U, seed=1), random(B, U, seed=2)
     grads = pullback((d_h, wrap(d_state)))
 

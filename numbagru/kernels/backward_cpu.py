@@ -1,7 +1,7 @@
 """Backward on register tiles, for every scalar activation and mask.
 
-In parallel (kernels/threads.py): parts of rows; each adds up its own weight gradients, and the caller adds
-the parts in order. A part goes through its rows in blocks, and a block through time in
+In parallel (kernels/threads.py): parts of rows; each adds up its own weight gradients,
+and the caller adds the parts in order. A part goes through its rows in blocks, and a block through time in
 chunks of a few hundred samples (row and step), backward:
     per step   gates from what was saved, gradients of the sums (gates.py), products
                with the transposed weights for the old state and the inputs
@@ -17,18 +17,16 @@ import numpy as np
 from numba import types
 
 from numbagru._jit import Kernel, routine, section
+from numbagru.gates import BLOCK
 from numbagru.gates import (
     D_HH,
     D_R,
     D_RECURRENT,
     D_SECTIONS,
     D_Z,
-    HH,
     RECURRENT,
     D,
     H,
-    R,
-    Z,
     d_gates_reset_before,
     d_next_state,
     d_step_reset_after,
@@ -38,8 +36,10 @@ from numbagru.kernels.simd import (
     at,
     copy_eight,
     copy_vector,
+    hold,
     most_rows,
     pointer,
+    tile_size,
     vector_lanes,
 )
 from numbagru.kernels.threads import split
@@ -54,31 +54,70 @@ _MOST_BLOCK_ROWS = 32
 
 
 class Arrays(NamedTuple):
-    """The arguments of the backward kernels, as in kernels/__init__.py."""
+    """The arrays of kernels/__init__.py as addresses; strides in numbers, not bytes.
 
+    See forward_cpu.Arrays for the reason.
+    """
+
+    B: Any
+    T: Any
+    F: Any
+    U: Any
     x: Any
+    x_row: Any
+    x_step: Any
     h0: Any
     mask: Any
+    mask_row: Any
+    mask_step: Any
+    masked: Any
     kernel: Any  # transposed weights packed as in kernels/panels.py
     recurrent: Any
     zero_output: Any
     first_is_state: Any
     d_y: Any
+    d_y_row: Any
+    d_y_step: Any
+    has_d_y: Any
     d_last: Any
+    has_d_last: Any
     d_state: Any
+    has_d_state: Any
     saved: Any
     states: Any
     d_x: Any
+    d_x_row: Any
+    d_x_step: Any
     d_h0: Any
 
 
+@section
+def _arrays(
+    x, h0, mask, kernel, recurrent, zero_output, first_is_state, d_y, d_last, d_state,
+    saved, states, d_x, d_h0,
+):  # fmt: skip
+    size = x.itemsize
+    return Arrays(
+        x.shape[0], x.shape[1], x.shape[2], h0.shape[1],
+        pointer(x), x.strides[0] // size, x.strides[1] // size, pointer(h0),
+        pointer(mask), mask.strides[0], mask.strides[1], mask.size > 0,
+        pointer(kernel), pointer(recurrent), zero_output, first_is_state,
+        pointer(d_y), d_y.strides[0] // size, d_y.strides[1] // size, d_y.size > 0,
+        pointer(d_last), d_last.size > 0, pointer(d_state), d_state.size > 0,
+        pointer(saved), pointer(states),
+        pointer(d_x), d_x.strides[0] // size, d_x.strides[1] // size, pointer(d_h0),
+    )  # fmt: skip
+
+
 class Work(NamedTuple):
-    """The working memory of one thread; V is U padded to whole vectors.
+    """The working memory of one thread, addresses; V is U padded to whole vectors.
 
     The order of gates in d and e is candidate, z, r, candidate's recurrent part: three
     in a row are what the input side needs, the last three what the recurrent side does.
     """
 
+    V: Any
+    groups: Any  # of eight inputs, and of eight states
     s: Any  # scratch of one tile of gates.py
     d: Any  # (P, samples, 4, lanes) gradients of the sums, of a chunk
     a: Any  # (groups of 8 of F, U and, reset before, U; samples, 8) their factors
@@ -97,11 +136,16 @@ def _up(count, step):
 
 
 @routine
-def _capacity(F, U, width, size, rows):
+def _active(a, b, t):
+    return not a.masked or a.mask[b * a.mask_row + t * a.mask_step] != 0
+
+
+@routine
+def _capacity(T, F, U, width, size, rows):
     """Samples in a chunk: whole steps of `rows` rows."""
     per_sample = (5 * _up(U, width) + F) * size
     fit = max(_FEWEST_SAMPLES, min(_MOST_SAMPLES, _CHUNK_BYTES // per_sample))
-    return max(1, fit // rows) * rows
+    return max(1, min(T, fit // rows)) * rows
 
 
 @routine
@@ -120,12 +164,11 @@ def _add_columns(m, columns, a, a_row, b, b_column, K, c, c_row, width):
 @routine
 def _pack_inputs(a, w, b, n, t, first, capacity):
     """Put the x of one step into the chunk, zeros where it is masked."""
-    F = a.x.shape[2]
-    row, step = a.x.strides[0] // a.x.itemsize, a.x.strides[1] // a.x.itemsize
-    groups = pointer(w.a)
+    F = a.F
+    groups = w.a
     for i in range(n):
-        x = at(pointer(a.x), (b + i) * row + t * step)
-        active = a.mask.size == 0 or a.mask[b + i, t] != 0
+        x = at(a.x, (b + i) * a.x_row + t * a.x_step)
+        active = _active(a, b + i, t)
         for k in range(0, F, _GROUP):
             target = at(groups, (k // _GROUP * capacity + first + i) * _GROUP)
             if active and k + _GROUP <= F:
@@ -133,39 +176,39 @@ def _pack_inputs(a, w, b, n, t, first, capacity):
             else:
                 for j in range(_GROUP):
                     inside = active and k + j < F
-                    target[j] = x[k + j] if inside else a.x.dtype.type(0)
+                    target[j] = x[k + j] if inside else 0
 
 
 @routine
 def _load_tile(a, w, b, i, m, p, t):
     """Bring one tile of what was saved, the old states and gradients into scratch."""
     width = vector_lanes(a.x)
-    T, U = a.x.shape[1], a.h0.shape[1]
+    T, U = a.T, a.U
     V = _up(U, width)
-    size = m * width
-    s, first = pointer(w.s), p * width
+    size = tile_size(a.x)
+    s, first = w.s, p * width
     for r in range(m):
         row = b + i + r
-        saved = at(pointer(a.saved), (row * T + t) * 4 * V + first)
+        saved = at(a.saved, (row * T + t) * 4 * V + first)
         lane = r * width
         for section in range(4):
             copy_vector(at(s, section * size + lane), at(saved, section * V))
         h = at(s, H * size + lane)
         if t > 0:
-            copy_vector(h, at(pointer(a.states), (row * T + t - 1) * V + first))
+            copy_vector(h, at(a.states, (row * T + t - 1) * V + first))
         else:
             for j in range(width):
                 u = first + j
-                h[j] = a.h0[row, u] if u < U else a.x.dtype.type(0)
-        copy_vector(at(s, D * size + lane), at(pointer(w.dh), (i + r) * V + first))
+                h[j] = a.h0[row * U + u] if u < U else 0
+        copy_vector(at(s, D * size + lane), at(w.dh, (i + r) * V + first))
 
 
 @routine
 def _clear_masked(a, w, b, i, m, t, sections, size, width):
     """Zero the gradients and factors of the tile's masked rows."""
-    if a.mask.size > 0:
+    if a.masked:
         for r in range(m):
-            if a.mask[b + i + r, t] == 0:
+            if not _active(a, b + i + r, t):
                 for section in sections:
                     for j in range(width):
                         w.s[section * size + r * width + j] = 0
@@ -175,12 +218,12 @@ def _clear_masked(a, w, b, i, m, t, sections, size, width):
 def _emit_sum(a, w, gate, i, m, p, first, capacity, size):
     """Hand the gradient of one sum to the step's and the chunk's products."""
     width = vector_lanes(a.x)
-    U = a.h0.shape[1]
+    U = a.U
     for r in range(m):
-        source = at(pointer(w.s), (D_HH + gate) * size + r * width)
+        source = at(w.s, (D_HH + gate) * size + r * width)
         sample = (p * capacity + first + i + r) * 4 + gate
-        copy_vector(at(pointer(w.d), sample * width), source)
-        target = at(pointer(w.e), ((i + r) * 4 + gate) * U + p * width)
+        copy_vector(at(w.d, sample * width), source)
+        target = at(w.e, ((i + r) * 4 + gate) * U + p * width)
         count = min(width, U - p * width)
         if count == width:
             copy_vector(target, source)
@@ -194,16 +237,16 @@ def _emit_factor(a, w, section, i, m, p, group, first, capacity, size):
     """Hand old states, or r * h, to the chunk's products, in groups of eight units."""
     width = vector_lanes(a.x)
     for r in range(m):
-        source = at(pointer(w.s), section * size + r * width)
+        source = at(w.s, section * size + r * width)
         sample = first + i + r
         if width >= _GROUP:
             for k in range(width // _GROUP):
                 g = group + p * (width // _GROUP) + k
-                target = at(pointer(w.a), (g * capacity + sample) * _GROUP)
+                target = at(w.a, (g * capacity + sample) * _GROUP)
                 copy_eight(target, at(source, k * _GROUP))
         else:
             g, rest = group + p * width // _GROUP, p * width % _GROUP
-            target = at(pointer(w.a), (g * capacity + sample) * _GROUP + rest)
+            target = at(w.a, (g * capacity + sample) * _GROUP + rest)
             copy_vector(target, source)
 
 
@@ -211,55 +254,58 @@ def _emit_factor(a, w, section, i, m, p, group, first, capacity, size):
 def _keep_dh(a, w, b, i, m, p, t, size):
     """Take the gradient of the old states from scratch; masked rows keep theirs."""
     width = vector_lanes(a.x)
-    V = _up(a.h0.shape[1], width)
+    V = _up(a.U, width)
     for r in range(m):
-        if a.mask.size == 0 or a.mask[b + i + r, t] != 0:
-            source = at(pointer(w.s), D * size + r * width)
-            copy_vector(at(pointer(w.dh), (i + r) * V + p * width), source)
+        if _active(a, b + i + r, t):
+            source = at(w.s, D * size + r * width)
+            copy_vector(at(w.dh, (i + r) * V + p * width), source)
 
 
-@section
+@routine
 def _take_output_gradient(a, w, b, n, t):
     """Add the gradient of this step's output to that of the state it came from."""
-    T, U = a.x.shape[1], a.h0.shape[1]
-    V = _up(U, vector_lanes(a.x))
+    U, V = a.U, w.V
+    last = a.has_d_last and t == a.T - 1
     for i in range(n):
-        row = b + i
-        if a.mask.size == 0:
-            if a.d_y.size > 0:
+        dh, carried = at(w.dh, i * V), at(w.d_output, i * V)
+        d_y = at(a.d_y, (b + i) * a.d_y_row + t * a.d_y_step)
+        d_last = at(a.d_last, (b + i) * U)
+        active = _active(a, b + i, t)
+        if active and not a.masked:
+            if a.has_d_y:
                 for u in range(U):
-                    w.dh[i * V + u] += a.d_y[row, t, u]
-            if t == T - 1 and a.d_last.size > 0:
+                    dh[u] += d_y[u]
+            if last:
                 for u in range(U):
-                    w.dh[i * V + u] += a.d_last[row, u]
+                    dh[u] += d_last[u]
             continue
-        active = a.mask[row, t] != 0
+        repeats = not (active or a.zero_output)
+        reaches = active or (t == 0 and a.first_is_state and not a.zero_output)
         for u in range(U):
-            d = w.d_output[i * V + u]
-            if t == T - 1 and a.d_last.size > 0:
-                d += a.d_last[row, u]
-            if a.d_y.size > 0:
-                d += a.d_y[row, t, u]
-            if active or (t == 0 and a.first_is_state and not a.zero_output):
-                w.dh[i * V + u] += d
-            repeats = not (active or a.zero_output)
-            w.d_output[i * V + u] = d if repeats else a.x.dtype.type(0)
+            d = carried[u]
+            if last:
+                d += d_last[u]
+            if a.has_d_y:
+                d += d_y[u]
+            if reaches:
+                dh[u] += d
+            carried[u] = d if repeats else 0
 
 
 @section
 def _step_reset_after(a, w, act, rec, d_act, d_rec, b, n, t, first, capacity):
-    width, most = vector_lanes(a.x), most_rows(a.x)
-    F, U = a.x.shape[2], a.h0.shape[1]
+    width, most, size = vector_lanes(a.x), most_rows(a.x), tile_size(a.x)
+    F, U = a.F, a.U
     P = (U + width - 1) // width
     V = P * width
     group = _up(F, _GROUP) // _GROUP
     i = 0
     while i < n:
         m = tile_rows(n - i, most)
-        size = m * width
+        count = _up(m * width, BLOCK)
         for p in range(P):
             _load_tile(a, w, b, i, m, p, t)
-            d_step_reset_after(act, rec, d_act, d_rec, w.s, size)
+            d_step_reset_after(act, rec, d_act, d_rec, w.s, size, count, U)
             _clear_masked(
                 a, w, b, i, m, t, (D_HH, D_Z, D_R, D_RECURRENT, H), size, width
             )
@@ -268,16 +314,16 @@ def _step_reset_after(a, w, act, rec, d_act, d_rec, b, n, t, first, capacity):
             _emit_factor(a, w, H, i, m, p, group, first, capacity, size)
             _keep_dh(a, w, b, i, m, p, t, size)
         _add_columns(
-            m, P, at(pointer(w.e), (4 * i + 1) * U), 4 * U, pointer(a.recurrent),
-            3 * U * width, 3 * U, at(pointer(w.dh), i * V), V, width,
+            m, P, at(w.e, (4 * i + 1) * U), 4 * U, a.recurrent,
+            3 * U * width, 3 * U, at(w.dh, i * V), V, width,
         )  # fmt: skip
         i += m
 
 
 @section
 def _step_reset_before(a, w, act, rec, d_act, d_rec, b, n, t, first, capacity):
-    width, most = vector_lanes(a.x), most_rows(a.x)
-    F, U = a.x.shape[2], a.h0.shape[1]
+    width, most, size = vector_lanes(a.x), most_rows(a.x), tile_size(a.x)
+    F, U = a.F, a.U
     P = (U + width - 1) // width
     V = P * width
     group = _up(F, _GROUP) // _GROUP
@@ -285,38 +331,38 @@ def _step_reset_before(a, w, act, rec, d_act, d_rec, b, n, t, first, capacity):
     i = 0
     while i < n:
         m = tile_rows(n - i, most)
-        size = m * width
-        inner = at(pointer(w.inner), i * V)
+        count = _up(m * width, BLOCK)
+        inner = at(w.inner, i * V)
         for j in range(m * V):
             inner[j] = 0
         for p in range(P):
             _load_tile(a, w, b, i, m, p, t)
-            d_next_state(act, rec, d_act, w.s, size)
+            d_next_state(act, rec, d_act, w.s, size, count, U)
             _clear_masked(a, w, b, i, m, t, (D_HH, RECURRENT), size, width)
             for gate in range(1):
                 _emit_sum(a, w, gate, i, m, p, first, capacity, size)
             _emit_factor(a, w, RECURRENT, i, m, p, inner_group, first, capacity, size)
         _add_columns(
-            m, P, at(pointer(w.e), 4 * i * U), 4 * U,
-            at(pointer(a.recurrent), 2 * U * width), 3 * U * width, U, inner, V, width,
+            m, P, at(w.e, 4 * i * U), 4 * U,
+            at(a.recurrent, 2 * U * width), 3 * U * width, U, inner, V, width,
         )  # fmt: skip
         for p in range(P):
             _load_tile(a, w, b, i, m, p, t)
-            d_next_state(act, rec, d_act, w.s, size)
+            d_next_state(act, rec, d_act, w.s, size, count, U)
             for r in range(m):
                 copy_vector(
-                    at(pointer(w.s), D_RECURRENT * size + r * width),
+                    at(w.s, D_RECURRENT * size + r * width),
                     at(inner, r * V + p * width),
                 )
-            d_gates_reset_before(rec, d_rec, w.s, size)
+            d_gates_reset_before(rec, d_rec, w.s, size, count, U)
             _clear_masked(a, w, b, i, m, t, (D_Z, D_R, H), size, width)
             for gate in range(1, 3):
                 _emit_sum(a, w, gate, i, m, p, first, capacity, size)
             _emit_factor(a, w, H, i, m, p, group, first, capacity, size)
             _keep_dh(a, w, b, i, m, p, t, size)
         _add_columns(
-            m, P, at(pointer(w.e), (4 * i + 1) * U), 4 * U, pointer(a.recurrent),
-            3 * U * width, 2 * U, at(pointer(w.dh), i * V), V, width,
+            m, P, at(w.e, (4 * i + 1) * U), 4 * U, a.recurrent,
+            3 * U * width, 2 * U, at(w.dh, i * V), V, width,
         )  # fmt: skip
         i += m
 
@@ -325,20 +371,19 @@ def _step_reset_before(a, w, act, rec, d_act, d_rec, b, n, t, first, capacity):
 def _input_gradient(a, w, b, n, t):
     """Multiply the gradients of a step's sums with the transposed kernel."""
     width, most = vector_lanes(a.x), most_rows(a.x)
-    F, U = a.x.shape[2], a.h0.shape[1]
+    F, U = a.F, a.U
     FV = _up(F, width)
-    row, step = a.d_x.strides[0] // a.x.itemsize, a.d_x.strides[1] // a.x.itemsize
     i = 0
     while i < n:
         m = tile_rows(n - i, most)
         for j in range(m * FV):
             w.d_x[j] = 0
         _add_columns(
-            m, FV // width, at(pointer(w.e), 4 * i * U), 4 * U, pointer(a.kernel),
-            3 * U * width, 3 * U, pointer(w.d_x), FV, width,
+            m, FV // width, at(w.e, 4 * i * U), 4 * U, a.kernel,
+            3 * U * width, 3 * U, w.d_x, FV, width,
         )  # fmt: skip
         for r in range(m):
-            target = at(pointer(a.d_x), (b + i + r) * row + t * step)
+            target = at(a.d_x, (b + i + r) * a.d_x_row + t * a.d_x_step)
             for f in range(F):
                 target[f] = w.d_x[r * FV + f]
         i += m
@@ -351,14 +396,13 @@ def _add_group(a, w, p, gate, columns, group, place, column, capacity, samples):
     `gate` of d and `group` of a are multiplied into `column` of group `place`.
     """
     width, most = vector_lanes(a.x), most_rows(a.x)
-    groups = w.gradient.size // (w.bias.size // 4 * 3 * _GROUP)
-    factors = at(pointer(w.a), group * capacity * _GROUP)
-    sums = at(pointer(w.d), (p * capacity * 4 + gate) * width)
-    spot = ((p * groups + place) * _GROUP * 3 + column) * width
+    factors = at(w.a, group * capacity * _GROUP)
+    sums = at(w.d, (p * capacity * 4 + gate) * width)
+    spot = ((p * w.groups + place) * _GROUP * 3 + column) * width
     for half in range(0, _GROUP, most):
         add_product(
             most, columns, at(factors, half), 1, _GROUP, sums, 4 * width, width,
-            samples, at(pointer(w.gradient), spot + half * 3 * width), 3 * width, width,
+            samples, at(w.gradient, spot + half * 3 * width), 3 * width, width,
         )  # fmt: skip
 
 
@@ -366,7 +410,7 @@ def _add_group(a, w, p, gate, columns, group, place, column, capacity, samples):
 def _add_chunk(a, w, reset_after, capacity, samples):
     """Add a chunk to the gradients of weights and biases."""
     width = vector_lanes(a.x)
-    F, U = a.x.shape[2], a.h0.shape[1]
+    F, U = a.F, a.U
     P = (U + width - 1) // width
     inputs, states = _up(F, _GROUP) // _GROUP, _up(P * width, _GROUP) // _GROUP
     for p in range(P):
@@ -379,32 +423,32 @@ def _add_chunk(a, w, reset_after, capacity, samples):
                 _add_group(a, w, p, 1, 1, g, g, 0, capacity, samples)
                 _add_group(a, w, p, 2, 1, g, g, 1, capacity, samples)
                 _add_group(a, w, p, 0, 1, g + states, g, 2, capacity, samples)
-        sums = at(pointer(w.d), p * capacity * 4 * width)
-        one = pointer(w.s)
+        sums = at(w.d, p * capacity * 4 * width)
+        one = w.s
         one[0] = 1
         for gate in range(4 if reset_after else 3):
             add_product(
                 1, 1, one, 0, 0, at(sums, gate * width), 4 * width, width, samples,
-                at(pointer(w.bias), (p * 4 + gate) * width), 0, width,
+                at(w.bias, (p * 4 + gate) * width), 0, width,
             )  # fmt: skip
 
 
 def _block_of(step, reset_after):
     """Make the loop of one block of rows back through time."""
 
-    @section
+    @routine
     def block(a, w, act, rec, d_act, d_rec, b, n, capacity):
-        T, U = a.x.shape[1], a.h0.shape[1]
+        T, U = a.T, a.U
         V = _up(U, vector_lanes(a.x))
         for j in range(n * V):
             w.dh[j] = 0
             w.d_output[j] = 0
         for i in range(n):
             for u in range(U):
-                if a.d_state.size > 0:
-                    w.dh[i * V + u] = a.d_state[b + i, u]
-                if T == 0 and a.d_last.size > 0:
-                    w.dh[i * V + u] += a.d_last[b + i, u]
+                if a.has_d_state:
+                    w.dh[i * V + u] = a.d_state[(b + i) * U + u]
+                if T == 0 and a.has_d_last:
+                    w.dh[i * V + u] += a.d_last[(b + i) * U + u]
         samples = 0
         for t in range(T - 1, -1, -1):
             _take_output_gradient(a, w, b, n, t)
@@ -417,7 +461,7 @@ def _block_of(step, reset_after):
                 samples = 0
         for i in range(n):
             for u in range(U):
-                a.d_h0[b + i, u] = w.dh[i * V + u]
+                a.d_h0[(b + i) * U + u] = w.dh[i * V + u]
 
     return block
 
@@ -426,9 +470,9 @@ def _block_of(step, reset_after):
 def _unpack(a, w, d_W, d_R, d_bias):
     """Bring a part's gradients from panels to the layout of the weights."""
     width = vector_lanes(a.x)
-    F, U = a.x.shape[2], a.h0.shape[1]
+    F, U = a.F, a.U
     inputs = _up(F, _GROUP)
-    rows = w.gradient.size // (w.bias.size // 4 * 3)
+    rows = w.groups * _GROUP
     for p in range((U + width - 1) // width):
         first = p * width
         for j in range(min(width, U - first)):
@@ -448,34 +492,50 @@ def _part_of(step, reset_after):
     """Make the loop over the blocks of a part."""
     block = _block_of(step, reset_after)
 
+    @routine
+    def part(a, w, act, rec, d_act, d_rec, rows, capacity, first, stop):
+        for j in range(D_SECTIONS * tile_size(a.x)):
+            w.s[j] = 0
+        for j in range(w.V * w.groups * _GROUP * 3):
+            w.gradient[j] = 0
+        for j in range(w.V * 4):
+            w.bias[j] = 0
+        for b in range(first, stop, rows):
+            block(a, w, act, rec, d_act, d_rec, b, min(rows, stop - b), capacity)
+
     @section
-    def part(a, act, rec, d_act, d_rec, rows_per_part, k, d_W, d_R, d_bias):
-        width = vector_lanes(a.x)
-        B, F, U = a.x.shape[0], a.x.shape[2], a.h0.shape[1]
+    def allocated(a, act, rec, d_act, d_rec, x, rows_per_part, k, d_W, d_R, d_bias):
+        width, most = vector_lanes(a.x), most_rows(a.x)
+        T, F, U = a.T, a.F, a.U
         V = _up(U, width)
-        real = a.x.dtype
         rows = min(rows_per_part, _MOST_BLOCK_ROWS)
-        capacity = _capacity(F, U, width, a.x.itemsize, rows)
+        capacity = _capacity(T, F, U, width, x.itemsize, rows)
         groups = _up(F, _GROUP) // _GROUP + _up(V, _GROUP) // _GROUP
         factors = groups if reset_after else groups + _up(V, _GROUP) // _GROUP
-        w = Work(
-            np.empty(D_SECTIONS * most_rows(a.x) * width, real),
-            np.empty(V * capacity * 4, real),
-            np.zeros(factors * capacity * _GROUP, real),
-            np.empty(rows * 4 * U, real),
-            np.empty(rows * V, real),
-            np.empty(rows * V, real),
-            np.empty(0 if reset_after else rows * V, real),
-            np.empty(most_rows(a.x) * _up(F, width), real),
-            np.zeros(V * groups * _GROUP * 3, real),
-            np.zeros(V * 4, real),
-        )
-        stop = min(B, (k + 1) * rows_per_part)
-        for b in range(k * rows_per_part, stop, rows):
-            block(a, w, act, rec, d_act, d_rec, b, min(rows, stop - b), capacity)
+        inner = 0 if reset_after else rows * V
+        total = (
+            D_SECTIONS * tile_size(a.x) + V * capacity * 4 + factors * capacity * _GROUP
+            + rows * (4 * U + 2 * V) + inner + most * _up(F, width)
+            + V * groups * _GROUP * 3 + V * 4
+        )  # fmt: skip
+        work = np.empty(total, x.dtype)
+        s = pointer(work)
+        d = at(s, D_SECTIONS * tile_size(a.x))
+        factor = at(d, V * capacity * 4)
+        e = at(factor, factors * capacity * _GROUP)
+        dh = at(e, rows * 4 * U)
+        d_output = at(dh, rows * V)
+        d_inner = at(d_output, rows * V)
+        d_x = at(d_inner, inner)
+        gradient = at(d_x, most * _up(F, width))
+        bias = at(gradient, V * groups * _GROUP * 3)
+        w = Work(V, groups, s, d, factor, e, dh, d_output, d_inner, d_x, gradient, bias)
+        first, stop = k * rows_per_part, min(a.B, (k + 1) * rows_per_part)
+        part(a, w, act, rec, d_act, d_rec, rows, capacity, first, stop)
         _unpack(a, w, d_W[k], d_R[k], d_bias[k])
+        hold(work)
 
-    return part
+    return allocated
 
 
 _part_reset_after = _part_of(_step_reset_after, True)
@@ -487,12 +547,14 @@ def backward_reset_after(
     first_is_state, d_y, d_last, d_state, saved, states, rows_per_part, d_x, d_h0, d_W, d_R, d_bias,
 ):  # fmt: skip
     """Run the parts from `first` to `stop`."""
-    a = Arrays(
+    a = _arrays(
         x, h0, mask, kernel, recurrent, zero_output, first_is_state, d_y, d_last,
         d_state, saved, states, d_x, d_h0,
     )  # fmt: skip
     for k in range(first, stop):
-        _part_reset_after(a, act, rec, d_act, d_rec, rows_per_part, k, d_W, d_R, d_bias)
+        _part_reset_after(
+            a, act, rec, d_act, d_rec, x, rows_per_part, k, d_W, d_R, d_bias
+        )
 
 
 def backward_reset_before(
@@ -500,13 +562,13 @@ def backward_reset_before(
     first_is_state, d_y, d_last, d_state, saved, states, rows_per_part, d_x, d_h0, d_W, d_R, d_bias,
 ):  # fmt: skip
     """Run the parts from `first` to `stop`."""
-    a = Arrays(
+    a = _arrays(
         x, h0, mask, kernel, recurrent, zero_output, first_is_state, d_y, d_last,
         d_state, saved, states, d_x, d_h0,
     )  # fmt: skip
     for k in range(first, stop):
         _part_reset_before(
-            a, act, rec, d_act, d_rec, rows_per_part, k, d_W, d_R, d_bias
+            a, act, rec, d_act, d_rec, x, rows_per_part, k, d_W, d_R, d_bias
         )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numba import get_num_threads, prange, types
 
 from numbagru._jit import Kernel, routine, section
+from numbagru.gates import BLOCK
 from numbagru.gates import (
     HH,
     HH_SUM,
@@ -32,18 +33,20 @@ from numbagru.gates import (
     step_reset_after,
 )
 from numbagru.kernels.call import Call, Outputs
-from numbagru.kernels.panels import padded
 from numbagru.kernels.simd import (
+    ALONE,
     at,
     copy_vector,
+    hold,
     lanes,
     most_rows,
+    padded,
     pointer,
+    tile_size,
     vector_lanes,
 )
 from numbagru.kernels.threads import split
 from numbagru.kernels.tiles import (
-    ALONE,
     add_product,
     step_sums,
     step_sums_without_recurrent,
@@ -52,38 +55,85 @@ from numbagru.kernels.tiles import (
 
 
 class Arrays(NamedTuple):
-    """The arguments of the forward kernels, as in kernels/__init__.py."""
+    """The arrays of kernels/__init__.py as addresses; strides in numbers, not bytes.
 
+    Arrays would be reference counted at each use: atomic instructions that took 40 % of
+    a step of one row with 16 units. Numba could also free one whose address alone is
+    still in use, hence `hold`.
+    """
+
+    T: Any
+    F: Any
+    U: Any
     x: Any
+    x_row: Any
+    x_step: Any
     h0: Any
+    has_h0: Any
     mask: Any
+    mask_row: Any
+    mask_step: Any
+    masked: Any
     panels: Any  # weights and bias packed as in kernels/panels.py
     bias: Any
     zero_output: Any
     first_is_state: Any
     y: Any
+    y_row: Any
+    y_step: Any
+    wanted: Any
     last: Any
     state: Any
     saved: Any
     states: Any
+    saving: Any
+
+
+@section
+def _arrays(
+    x, h0, mask, panels, bias, zero_output, first_is_state, y, last, state, saved,
+    states,
+):  # fmt: skip
+    size = x.itemsize
+    return Arrays(
+        x.shape[1], x.shape[2], last.shape[1],
+        pointer(x), x.strides[0] // size, x.strides[1] // size,
+        pointer(h0), h0.size > 0,
+        pointer(mask), mask.strides[0], mask.strides[1], mask.size > 0,
+        pointer(panels), pointer(bias), zero_output, first_is_state,
+        pointer(y), y.strides[0] // size, y.strides[1] // size, y.size > 0,
+        pointer(last), pointer(state), pointer(saved), pointer(states), saved.size > 0,
+    )  # fmt: skip
 
 
 @routine
-def padded_units(x, U):
+def whole_blocks(n):
+    """Round up to the blocks of gates.py."""
+    return (n + BLOCK - 1) // BLOCK * BLOCK
+
+
+@routine
+def tiles_of(n, most):
+    """How many tiles `tile_rows` makes of n rows, at the most."""
+    return n // most + 3
+
+
+@routine
+def _padded_units(a):
     """Units padded to whole vectors."""
-    width = vector_lanes(x)
-    return (U + width - 1) // width * width
+    width = vector_lanes(a.x)
+    return (a.U + width - 1) // width * width
 
 
 @routine
-def _active(mask, b, t):
-    return mask.size == 0 or mask[b, t] != 0
+def _active(a, b, t):
+    return not a.masked or a.mask[b * a.mask_row + t * a.mask_step] != 0
 
 
 @routine
-def _any_active(mask, b, m, t):
+def _any_active(a, b, m, t):
     for i in range(b, b + m):
-        if _active(mask, i, t):
+        if _active(a, i, t):
             return True
     return False
 
@@ -114,9 +164,8 @@ def _finish(a, act, rec, s, size, m, panels, first_panel, b, t, h, h_new, seen, 
     h, h_new and seen point at the tile's rows; seen is 0 before the first output.
     """
     width = vector_lanes(a.x)
-    T, U = a.x.shape[1], a.last.shape[1]
+    T, U = a.T, a.U
     V = (U + width - 1) // width * width
-    y_row, y_step = a.y.strides[0] // a.y.itemsize, a.y.strides[1] // a.y.itemsize
     z, r = kept_section(rec, Z, Z_SUM), kept_section(rec, R, R_SUM)
     hh = kept_section(act, HH, HH_SUM)
     for q in range(panels):
@@ -125,22 +174,22 @@ def _finish(a, act, rec, s, size, m, panels, first_panel, b, t, h, h_new, seen, 
         for i in range(m):
             lane = (q * m + i) * width
             old = at(h, i * V + q * width)
-            active = _active(a.mask, b + i, t)
+            active = _active(a, b + i, t)
             value = at(s, H * size + lane) if active else old
             copy_vector(at(h_new, i * V + q * width), value)
-            if a.states.size > 0:
+            if a.saving:
                 spot = ((b + i) * T + t) * V + first
-                copy_vector(at(pointer(a.states), spot), value)
+                copy_vector(at(a.states, spot), value)
             if not active and (a.zero_output or seen[i] == 0):
                 value = zeros
-            if a.y.size > 0:
-                spot = (b + i) * y_row + t * y_step + first
-                _write(at(pointer(a.y), spot), value, width, count)
+            if a.wanted:
+                spot = (b + i) * a.y_row + t * a.y_step + first
+                _write(at(a.y, spot), value, width, count)
             if t == T - 1:
                 spot = (b + i) * U + first
-                _write(at(pointer(a.last), spot), value, width, count)
-            if a.saved.size > 0 and active:
-                saved = at(pointer(a.saved), ((b + i) * T + t) * 4 * V + first)
+                _write(at(a.last, spot), value, width, count)
+            if a.saving and active:
+                saved = at(a.saved, ((b + i) * T + t) * 4 * V + first)
                 copy_vector(at(saved, Z * V), at(s, z * size + lane))
                 copy_vector(at(saved, R * V), at(s, r * size + lane))
                 copy_vector(at(saved, HH * V), at(s, hh * size + lane))
@@ -150,31 +199,31 @@ def _finish(a, act, rec, s, size, m, panels, first_panel, b, t, h, h_new, seen, 
 @section
 def _step_reset_after(a, act, rec, b, n, t, scratch, inner, h, h_new, seen, zeros):
     """One step of a block of n rows: tile by tile, panel by panel."""
-    width, most = vector_lanes(a.x), most_rows(a.x)
-    F, U = a.x.shape[2], a.last.shape[1]
+    width, most, size = vector_lanes(a.x), most_rows(a.x), tile_size(a.x)
+    F, U = a.F, a.U
     P = (U + width - 1) // width
     V = P * width
-    x_row = a.x.strides[0] // a.x.itemsize
-    x = at(pointer(a.x), b * x_row + t * (a.x.strides[1] // a.x.itemsize))
+    x_row = a.x_row
+    x = at(a.x, b * x_row + t * a.x_step)
     w_panel = (F + U) * 3 * width
-    s = pointer(scratch)
+    s = scratch
     p = 0
     while p < P:
         panels = ALONE if n == 1 and p + ALONE <= P else 1
-        w = at(pointer(a.panels), p * w_panel)
-        bias = at(pointer(a.bias), p * 4 * width)
+        w = at(a.panels, p * w_panel)
+        bias = at(a.bias, p * 4 * width)
         i = 0
         while i < n:
             m = tile_rows(n - i, most)
-            size = m * panels * width
+            count = whole_blocks(m * panels * width)
             rows, rows_new = at(h, i * V), at(h_new, i * V)
-            if _any_active(a.mask, b + i, m, t):
+            if _any_active(a, b + i, m, t):
                 _load_states(s, size, m, panels, at(rows, p * width), V, width)
                 step_sums(
                     m, panels, at(x, i * x_row), x_row, F, rows, V, U, w, w_panel,
                     bias, s,
                 )  # fmt: skip
-                step_reset_after(act, rec, scratch, size, a.saved.size > 0)
+                step_reset_after(act, rec, s, size, count, U)
             _finish(
                 a, act, rec, s, size, m, panels, p, b + i, t, at(rows, p * width),
                 at(rows_new, p * width), at(seen, i), zeros,
@@ -186,129 +235,133 @@ def _step_reset_after(a, act, rec, b, n, t, scratch, inner, h, h_new, seen, zero
 @section
 def _step_reset_before(a, act, rec, b, n, t, scratch, inner, h, h_new, seen, zeros):
     """One step of a block of n rows: all gates, then the candidates of r * h."""
-    width, most = vector_lanes(a.x), most_rows(a.x)
-    F, U = a.x.shape[2], a.last.shape[1]
+    width, most, size = vector_lanes(a.x), most_rows(a.x), tile_size(a.x)
+    F, U = a.F, a.U
     P = (U + width - 1) // width
     V = P * width
-    x_row = a.x.strides[0] // a.x.itemsize
-    x = at(pointer(a.x), b * x_row + t * (a.x.strides[1] // a.x.itemsize))
+    x_row = a.x_row
+    x = at(a.x, b * x_row + t * a.x_step)
     w_panel = (F + U) * 3 * width
-    panel_scratch = n * width * SECTIONS
-    keep = a.saved.size > 0
+    panel_scratch = tiles_of(n, most) * size * SECTIONS
     for p in range(P):
-        w = at(pointer(a.panels), p * w_panel)
-        bias = at(pointer(a.bias), p * 4 * width)
+        w = at(a.panels, p * w_panel)
+        bias = at(a.bias, p * 4 * width)
+        start = p * panel_scratch
         i = 0
         while i < n:
             m = tile_rows(n - i, most)
-            size = m * width
-            if _any_active(a.mask, b + i, m, t):
-                start = p * panel_scratch + i * width * SECTIONS
-                tile = scratch[start : start + size * SECTIONS]
-                s = pointer(tile)
+            count = whole_blocks(m * width)
+            if _any_active(a, b + i, m, t):
+                s = at(scratch, start)
                 rows = at(h, i * V)
                 _load_states(s, size, m, 1, at(rows, p * width), V, width)
                 step_sums_without_recurrent(
                     m, 1, at(x, i * x_row), x_row, F, rows, V, U, w, w_panel, bias, s
                 )
-                gates_reset_before(rec, tile, size, keep)
+                gates_reset_before(rec, s, size, count, U)
                 for r in range(m):
                     copy_vector(
                         at(inner, (i + r) * V + p * width),
                         at(s, RECURRENT * size + r * width),
                     )
+            start += size * SECTIONS
             i += m
     p = 0
     while p < P:
         panels = 3 if p + 3 <= P else 1
-        w = at(pointer(a.panels), p * w_panel + (3 * F + 2) * width)
+        w = at(a.panels, p * w_panel + (3 * F + 2) * width)
+        first = p * panel_scratch
         i = 0
         while i < n:
             m = tile_rows(n - i, most)
-            size = m * width
+            count = whole_blocks(m * width)
             rows, rows_new = at(h, i * V), at(h_new, i * V)
-            start = p * panel_scratch + i * width * SECTIONS
-            active = _any_active(a.mask, b + i, m, t)
+            start = first
+            active = _any_active(a, b + i, m, t)
             if active:
-                hh = at(pointer(scratch), start + HH * size)
+                hh = at(scratch, start + HH * size)
                 add_product(
                     m, panels, at(inner, i * V), V, 1, w, 3 * width, w_panel, U, hh,
                     width, panel_scratch,
                 )  # fmt: skip
             for q in range(p, p + panels):
-                tile = scratch[start : start + size * SECTIONS]
+                tile = at(scratch, start)
                 if active:
-                    next_state(act, tile, size, keep)
+                    next_state(act, tile, size, count, U)
                 _finish(
-                    a, act, rec, pointer(tile), size, m, 1, q, b + i, t,
+                    a, act, rec, tile, size, m, 1, q, b + i, t,
                     at(rows, q * width), at(rows_new, q * width), at(seen, i), zeros,
                 )  # fmt: skip
                 start += panel_scratch
+            first += size * SECTIONS
             i += m
         p += panels
-
-
-# Stores into arrays stay in routines: in code that is merged into a prange body, Numba
-# takes a store through the tuple of arrays for a dead one and drops it.
 
 
 @routine
 def _begin(a, b, n, h, seen):
     """Fetch the initial states of a block."""
-    U = a.last.shape[1]
-    V = padded_units(a.x, U)
+    V = _padded_units(a)
     for i in range(n):
-        seen[i] = 1 if a.first_is_state else 0
-        for u in range(U):
-            h[i * V + u] = a.h0[b + i, u]
+        if a.first_is_state:
+            seen[i] = 1
+        if a.has_h0:
+            for u in range(a.U):
+                h[i * V + u] = a.h0[(b + i) * a.U + u]
 
 
 @routine
 def _mark_seen(a, b, n, t, seen):
     """Note which rows have an output now."""
-    if a.mask.size > 0:
+    if a.masked:
         for i in range(n):
-            if a.mask[b + i, t] != 0:
+            if _active(a, b + i, t):
                 seen[i] = 1
 
 
 @routine
 def _end(a, b, n, h):
     """Hand over the final states of a block."""
-    T, U = a.x.shape[1], a.last.shape[1]
-    V = padded_units(a.x, U)
+    V = _padded_units(a)
     for i in range(n):
-        for u in range(U):
-            a.state[b + i, u] = h[i * V + u]
-            if T == 0:
-                a.last[b + i, u] = h[i * V + u]
+        for u in range(a.U):
+            a.state[(b + i) * a.U + u] = h[i * V + u]
+            if a.T == 0:
+                a.last[(b + i) * a.U + u] = h[i * V + u]
 
 
 def _block_of(step, whole_scratch):
     """Make the time loop over one block of rows."""
 
-    @section
-    def block(a, act, rec, b, n):
-        width = vector_lanes(a.x)
-        V = padded_units(a.x, a.last.shape[1])
-        real = a.x.dtype
-        tile = n * V if whole_scratch else max(most_rows(a.x), ALONE) * width
-        scratch = np.empty(SECTIONS * tile, real)
-        inner = np.zeros(n * V if whole_scratch else 0, real)
-        states = np.zeros(2 * n * V, real)
-        marks = np.zeros(n + width, real)
-        h, h_new = pointer(states), at(pointer(states), n * V)
-        seen, zeros = pointer(marks), at(pointer(marks), n)
+    @routine
+    def block(a, act, rec, work, b, n):
+        width, most = vector_lanes(a.x), most_rows(a.x)
+        V = _padded_units(a)
+        tiles = V // width * tiles_of(n, most) if whole_scratch else 1
+        scratch = work
+        h = at(scratch, SECTIONS * tiles * tile_size(a.x))
+        h_new = at(h, n * V)
+        inner = at(h_new, n * V)
+        seen = at(inner, n * V)
+        zeros = at(seen, n)
         _begin(a, b, n, h, seen)
-        for t in range(a.x.shape[1]):
-            step(
-                a, act, rec, b, n, t, scratch, pointer(inner), h, h_new, seen, zeros
-            )
+        for t in range(a.T):
+            step(a, act, rec, b, n, t, scratch, inner, h, h_new, seen, zeros)
             h, h_new = h_new, h
             _mark_seen(a, b, n, t, seen)
         _end(a, b, n, h)
 
-    return block
+    @section
+    def allocated(a, act, rec, x, b, n):
+        width, most = vector_lanes(a.x), most_rows(a.x)
+        V = _padded_units(a)
+        tiles = V // width * tiles_of(n, most) if whole_scratch else 1
+        size = SECTIONS * tiles * tile_size(a.x) + 3 * n * V + n + width
+        work = np.zeros(size, x.dtype)
+        block(a, act, rec, pointer(work), b, n)
+        hold(work)
+
+    return allocated
 
 
 _block_reset_after = _block_of(_step_reset_after, whole_scratch=False)
@@ -320,12 +373,12 @@ def forward_reset_after(
     y, last, state, saved, states,
 ):  # fmt: skip
     """Run the rows from `first` to `stop` in blocks of `rows`."""
-    a = Arrays(
+    a = _arrays(
         x, h0, mask, panels, bias, zero_output, first_is_state, y, last, state, saved,
         states,
     )  # fmt: skip
     for b in range(first, stop, rows):
-        _block_reset_after(a, act, rec, b, min(rows, stop - b))
+        _block_reset_after(a, act, rec, x, b, min(rows, stop - b))
 
 
 def forward_reset_before(
@@ -333,12 +386,12 @@ def forward_reset_before(
     y, last, state, saved, states,
 ):  # fmt: skip
     """Run the rows from `first` to `stop` in blocks of `rows`."""
-    a = Arrays(
+    a = _arrays(
         x, h0, mask, panels, bias, zero_output, first_is_state, y, last, state, saved,
         states,
     )  # fmt: skip
     for b in range(first, stop, rows):
-        _block_reset_before(a, act, rec, b, min(rows, stop - b))
+        _block_reset_before(a, act, rec, x, b, min(rows, stop - b))
 
 
 def parallel_reset_after(
@@ -346,14 +399,14 @@ def parallel_reset_after(
     y, last, state, saved, states,
 ):  # fmt: skip
     """Run the rows from `first` to `stop` in blocks of `rows` on Numba's threads."""
-    a = Arrays(
+    a = _arrays(
         x, h0, mask, panels, bias, zero_output, first_is_state, y, last, state, saved,
         states,
     )  # fmt: skip
     for k in prange((stop - first + rows - 1) // rows):
         # prange counts unsigned, and Numba would compile all below for it once more.
         b = first + np.intp(k) * rows
-        _block_reset_after(a, act, rec, b, min(rows, stop - b))
+        _block_reset_after(a, act, rec, x, b, min(rows, stop - b))
 
 
 def parallel_reset_before(
@@ -361,13 +414,13 @@ def parallel_reset_before(
     y, last, state, saved, states,
 ):  # fmt: skip
     """Run the rows from `first` to `stop` in blocks of `rows` on Numba's threads."""
-    a = Arrays(
+    a = _arrays(
         x, h0, mask, panels, bias, zero_output, first_is_state, y, last, state, saved,
         states,
     )  # fmt: skip
     for k in prange((stop - first + rows - 1) // rows):
         b = first + np.intp(k) * rows
-        _block_reset_before(a, act, rec, b, min(rows, stop - b))
+        _block_reset_before(a, act, rec, x, b, min(rows, stop - b))
 
 
 def _signature(real, act, rec):

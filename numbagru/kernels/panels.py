@@ -13,7 +13,7 @@ import numpy as np
 from numba import types
 
 from numbagru._jit import Kernel
-from numbagru.kernels.simd import lanes
+from numbagru.kernels.simd import lanes, padded
 
 
 class Panels(NamedTuple):
@@ -28,11 +28,6 @@ class TransposedPanels(NamedTuple):
 
     kernel: np.ndarray  # (vectors of F, 3 U, lanes), k over candidate, z, r; flat
     recurrent: np.ndarray  # (vectors of U, 3 U, lanes), k over z, r, candidate; flat
-
-
-def padded(count: int, width: int) -> int:
-    """Round up to whole vectors."""
-    return -(-count // width) * width
 
 
 def _pack(W, R, bias, width, weights, packed_bias):

@@ -12,6 +12,7 @@ import numpy as np
 from numba import types
 
 from numbagru._jit import Kernel, routine
+from numbagru.gates import BLOCK
 from numbagru.gates import (
     D_HH,
     D_R,
@@ -68,25 +69,21 @@ def _gate_inputs(v, drop, b, out):
 
 
 @routine
-def _add_product(v, weights, gate, s, start):
-    """``s[start:] += v @ weights`` of one gate, one chain per unit in order of k."""
+def _add_product(v, weights, gate, out):
+    """``out += v @ weights`` of one gate, one chain per unit in order of k."""
     U = weights.shape[1] // 3
     for k in range(v.size):
         for u in range(U):
-            s[start + u] = fma(v[k], weights[k, gate * U + u], s[start + u])
+            out[u] = fma(v[k], weights[k, gate * U + u], out[u])
 
 
 @routine
-def _keep(act, rec, s, U, saved):
+def _keep(act, rec, s, saved):
     """Save the four sections that backward wants."""
-    sections = (
-        kept_section(rec, Z, Z_SUM),
-        kept_section(rec, R, R_SUM),
-        kept_section(act, HH, HH_SUM),
-        RECURRENT,
-    )
-    for i in range(4):
-        _copy(s[sections[i] * U : (sections[i] + 1) * U], saved[i])
+    _copy(s[kept_section(rec, Z, Z_SUM)], saved[Z])
+    _copy(s[kept_section(rec, R, R_SUM)], saved[R])
+    _copy(s[kept_section(act, HH, HH_SUM)], saved[HH])
+    _copy(s[RECURRENT], saved[RECURRENT])
 
 
 @routine
@@ -95,10 +92,12 @@ def _forward_row(
     zero_output, first_is_state, y, last, state, saved, states, b,
 ):  # fmt: skip
     T, F, U = x.shape[1], x.shape[2], R_.shape[0]
-    s = np.zeros(SECTIONS * U, x.dtype)
+    n = (U + BLOCK - 1) // BLOCK * BLOCK
+    s = np.zeros((SECTIONS, n), x.dtype)
+    keep = saved.size > 0
     xs, hs = np.empty((3, F), x.dtype), np.empty((3, U), x.dtype)
     output = np.zeros(U, x.dtype)
-    h = s[H * U : (H + 1) * U]
+    h = s[H, :U]
     _copy(h0[b], h)
     if first_is_state or T == 0:
         _copy(h, output)
@@ -107,26 +106,25 @@ def _forward_row(
             _gate_inputs(x[b, t], x_drop, b, xs)
             _gate_inputs(h, h_drop, b, hs)
             for section in range(4):
-                _copy(bias[section], s[section * U : (section + 1) * U])
-            _add_product(xs[0], W, 0, s, Z * U)
-            _add_product(xs[1], W, 1, s, R * U)
-            _add_product(xs[2], W, 2, s, HH * U)
-            _add_product(hs[0], R_, 0, s, Z * U)
-            _add_product(hs[1], R_, 1, s, R * U)
+                _copy(bias[section], s[section, :U])
+            for gate in range(3):
+                _add_product(xs[gate], W, gate, s[gate, :U])
+            for gate in range(2):
+                _add_product(hs[gate], R_, gate, s[gate, :U])
+            inner = s[RECURRENT, :U]
             if reset_after:
-                _add_product(hs[2], R_, 2, s, RECURRENT * U)
-                step_reset_after(act, rec, s, U, saved.size > 0)
+                _add_product(hs[2], R_, 2, inner)
+                step_reset_after(act, rec, s.reshape(-1), n, n, U)
             else:
-                gates_reset_before(rec, s, U, saved.size > 0)
-                inner = s[RECURRENT * U : (RECURRENT + 1) * U]
+                gates_reset_before(rec, s.reshape(-1), n, n, U)
                 if h_drop.size > 0:
                     for u in range(U):
                         inner[u] *= h_drop[2, b, u]
-                _add_product(inner, R_, 2, s, HH * U)
-                next_state(act, s, U, saved.size > 0)
+                _add_product(inner, R_, 2, s[HH, :U])
+                next_state(act, s.reshape(-1), n, n, U)
             _copy(h, output)
-            if saved.size > 0:
-                _keep(act, rec, s, U, saved[b, t])
+            if keep:
+                _keep(act, rec, s, saved[b, t])
         elif zero_output:
             _fill(output, 0)
         if y.size > 0:
@@ -178,14 +176,10 @@ def _backward_row(
     real = x.dtype
     xs, hs = np.empty((3, F), real), np.empty((3, U), real)
     d_xs, d_hs = np.empty(F, real), np.empty(U, real)
-    s = np.zeros(D_SECTIONS * U, real)
-    dh, inner = s[D * U : (D + 1) * U], s[D_RECURRENT * U : (D_RECURRENT + 1) * U]
-    d_sums = (
-        s[D_Z * U : (D_Z + 1) * U],
-        s[D_R * U : (D_R + 1) * U],
-        s[D_HH * U : (D_HH + 1) * U],
-        inner,
-    )
+    n = (U + BLOCK - 1) // BLOCK * BLOCK
+    s = np.zeros((D_SECTIONS, n), real)
+    dh, inner = s[D, :U], s[D_RECURRENT, :U]
+    d_sums = s[D_Z, :U], s[D_R, :U], s[D_HH, :U], inner
     d_output = np.zeros(U, real)
     if d_state.size > 0:
         _copy(d_state[b], dh)
@@ -210,24 +204,26 @@ def _backward_row(
         _gate_inputs(x[b, t], x_drop, b, xs)
         _gate_inputs(h, h_drop, b, hs)
         for section in range(4):
-            _copy(saved[b, t, section], s[section * U : (section + 1) * U])
-        _copy(h, s[H * U : (H + 1) * U])
+            _copy(saved[b, t, section], s[section, :U])
+        _copy(h, s[H, :U])
         if reset_after:
-            d_step_reset_after(act, rec, d_act, d_rec, s, U)
+            d_step_reset_after(act, rec, d_act, d_rec, s.reshape(-1), n, n, U)
         else:
-            d_next_state(act, rec, d_act, s, U)
+            d_next_state(act, rec, d_act, s.reshape(-1), n, n, U)
             _fill(inner, 0)
             _add_transposed(d_sums[2], R_, 2, inner)
             if h_drop.size > 0:
                 for u in range(U):
                     inner[u] *= h_drop[2, b, u]
-            d_gates_reset_before(rec, d_rec, s, U)
+            d_gates_reset_before(rec, d_rec, s.reshape(-1), n, n, U)
             _copy(saved[b, t, RECURRENT], hs[2])
         for g in range(3):
             _fill(d_xs, 0)
             _add_transposed(d_sums[g], W, g, d_xs)
             for k in range(F):
-                d_x[b, t, k] += d_xs[k] * x_drop[g, b, k] if x_drop.size > 0 else d_xs[k]
+                d_x[b, t, k] += (
+                    d_xs[k] * x_drop[g, b, k] if x_drop.size > 0 else d_xs[k]
+                )
             _add_outer(xs[g], d_sums[g], d_W, g)
             through = d_sums[3] if g == 2 and reset_after else d_sums[g]
             _add_outer(hs[g], through, d_rec_kernel, g)
@@ -237,7 +233,8 @@ def _backward_row(
                 _add_transposed(through, R_, g, d_hs)
                 for u in range(U):
                     dh[u] += d_hs[u] * h_drop[g, b, u] if h_drop.size > 0 else d_hs[u]
-        _add(inner, d_bias[3])
+        if reset_after:
+            _add(inner, d_bias[3])
     _copy(dh, d_h0[b])
 
 

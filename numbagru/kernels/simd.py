@@ -16,9 +16,13 @@ from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
+from numbagru.gates import BLOCK
 from numbagru.scalar import fma_of
 
 _INDEX = ir.IntType(64)
+# A row alone takes four panels at a time: with the three accumulators of one panel the
+# multiply-adds would wait for each other.
+ALONE = 4
 _PROBE = """
 target triple = "{triple}"
 declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
@@ -30,6 +34,11 @@ define void @probe(<16 x float>* %p) {{
   ret void
 }}
 """
+
+
+def padded(count: int, width: int) -> int:
+    """Round up to a multiple."""
+    return -(-count // width) * width
 
 
 @functools.cache
@@ -71,6 +80,16 @@ def pointer(typingctx: Any, array: Any) -> Any:
 
 
 @intrinsic
+def hold(typingctx: Any, array: Any) -> Any:
+    """Do nothing, but keep the array alive up to here for those who have its address."""
+
+    def codegen(context, builder, signature, args):
+        return context.get_dummy_value()
+
+    return types.void(array), codegen
+
+
+@intrinsic
 def at(typingctx: Any, base: Any, offset: Any) -> Any:
     """Address `offset` elements after `base`."""
 
@@ -100,8 +119,20 @@ vector_lanes = _compile_time("Numbers of the array's type in one register.", lan
 most_rows = _compile_time(
     "Rows of the largest tile of three gates: the accumulators, three weights and a "
     "broadcast fit into the registers.",
-    lambda real: 8 if vector_registers()[1] == 32 else 4,
+    lambda real: _most_rows(),
 )
+tile_size = _compile_time(
+    "Numbers of one gate in the largest tile, whole blocks of gates.py.",
+    lambda real: _tile_size(real),
+)
+
+
+def _most_rows() -> int:
+    return 8 if vector_registers()[1] == 32 else 4
+
+
+def _tile_size(real: types.Float) -> int:
+    return padded(max(_most_rows(), ALONE) * lanes(real), BLOCK)
 
 
 def _copy_of(count: Any) -> Any:
@@ -211,8 +242,9 @@ def step_tile(rows: int, panels: int, candidate: bool) -> Any:
 
     ``tile(x, x_row, F, h, h_row, U, w, w_panel, bias, s)``: x and h are `rows` rows
     apart by x_row and h_row; w is a packed panel (kernels/panels.py), further panels
-    w_panel on; bias (panels, 4, lanes). Writes s (4, panels, rows, lanes): z, r, the
-    candidate's input part and, when `candidate` is set, its recurrent part.
+    w_panel on; bias (panels, 4, lanes). Writes s in sections of (panels, rows, lanes),
+    `tile_size` apart: z, r, the candidate's input part and, when `candidate` is set,
+    its recurrent part.
     """
 
     @intrinsic
@@ -228,8 +260,7 @@ def step_tile(rows: int, panels: int, candidate: bool) -> Any:
             grid = [(p, m) for p in range(panels) for m in range(rows)]
 
             def spot(gate, p, m):
-                section = gate * panels * rows
-                return emit.move(s, (section + p * rows + m) * width)
+                return emit.move(s, gate * _tile_size(real) + (p * rows + m) * width)
 
             def bias_of(gate):
                 return [

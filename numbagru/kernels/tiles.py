@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from numbagru._jit import routine
-from numbagru.kernels.simd import product_tile, step_tile
-
-# A row alone takes four panels at a time: with the three accumulators of one panel the
-# multiply-adds would wait for each other.
-ALONE = 4
+from numbagru.kernels.simd import ALONE, product_tile, step_tile
 
 
 @routine

@@ -1,4 +1,4 @@
-"""How the fields of a config become a layer's signature, text, properties and dicts."""
+"""How the fields of a config become a layer's signature, text and properties."""
 
 from __future__ import annotations
 
@@ -9,45 +9,21 @@ from dataclasses import dataclass, fields, replace
 from inspect import Parameter, Signature
 from typing import Any
 
-from numbagru import activations
 from numbagru.config import (
     PROFILES,
     GRUConfig,
     Profile,
     SequenceConfig,
     default_of,
-    dtype_policy,
 )
 
-_SPECS = {spec.name: spec for spec in fields(GRUConfig)}
-_HEAD = (
-    "units",
-    "activation",
-    "recurrent_activation",
-    "use_bias",
-    "kernel_initializer",
-    "recurrent_initializer",
-    "bias_initializer",
-    "kernel_regularizer",
-    "recurrent_regularizer",
-    "bias_regularizer",
-)
-_TAIL = (
-    "kernel_constraint",
-    "recurrent_constraint",
-    "bias_constraint",
-    "dropout",
-    "recurrent_dropout",
-)
-_INITIALIZERS = {"kernel_initializer", "recurrent_initializer", "bias_initializer"}
-_ACTIVATIONS = {"activation", "recurrent_activation"}
-_TF_NAMES = {"silu": "swish"}
-_ERAS = {"keras.activations": "keras3", "tf_keras.activations": "tf_keras"}
+SPECS = {spec.name: spec for spec in fields(GRUConfig)}
+_OWN = [name for name in SPECS if name not in {f.name for f in fields(SequenceConfig)}]
 _BASE = ("name", "trainable", "dtype")
 _OPTIONS = ("return_sequences", "return_state", "go_backwards", "stateful", "unroll")
 
 # Arguments of some Keras version that say nothing about a layer on arrays.
-_IGNORED = frozenset(
+IGNORED = frozenset(
     {
         "autocast",
         "batch_input_shape",
@@ -83,12 +59,18 @@ class Role:
     keys: Mapping[str, tuple[str, ...]]
 
 
-_LAYER_ARGUMENTS = (*_HEAD, "activity_regularizer", *_TAIL)
-_CELL_ARGUMENTS = (*_HEAD, *_TAIL)
+# What has the same place in all versions of Keras: from `units` to `recurrent_dropout`.
+_CELL_ARGUMENTS = tuple(_OWN[: _OWN.index("recurrent_dropout") + 1])
+_split = _OWN.index("kernel_constraint")
+_LAYER_ARGUMENTS = (
+    *_CELL_ARGUMENTS[:_split],
+    "activity_regularizer",
+    *_CELL_ARGUMENTS[_split:],
+)
 
 LAYER = Role(
     GRUConfig,
-    frozenset(_SPECS),
+    frozenset(SPECS),
     lambda profile: (*_LAYER_ARGUMENTS, *profile.layer_order),
     {
         "keras3": (
@@ -111,7 +93,7 @@ LAYER = Role(
 )
 CELL = Role(
     GRUConfig,
-    frozenset(name for name, spec in _SPECS.items() if spec.metadata["cell"]),
+    frozenset(name for name, spec in SPECS.items() if spec.metadata["cell"]),
     lambda profile: (*_CELL_ARGUMENTS, *profile.cell_order),
     {
         "keras3": (*_BASE, *_CELL_ARGUMENTS, "reset_after", "seed"),
@@ -156,7 +138,7 @@ def bind(
     unknown = {
         name: value
         for name, value in kwargs.items()
-        if name not in role.names and name not in _IGNORED
+        if name not in role.names and name not in IGNORED
     }
     if unknown:
         raise ValueError(f"Unrecognized keyword arguments passed to {label}: {unknown}")
@@ -193,9 +175,9 @@ def configured(role: Role, *before: Parameter) -> Callable[[type], type]:
 
 def _in_order(role: Role, profile: Profile) -> list[tuple[Any, Any]]:
     order = role.order(profile)
-    rest = [name for name in _SPECS if name in role.names and name not in order]
+    rest = [name for name in SPECS if name in role.names and name not in order]
     return [
-        (_SPECS[name], kind)
+        (SPECS[name], kind)
         for names, kind in (
             (order, Parameter.POSITIONAL_OR_KEYWORD),
             (sorted(rest), Parameter.KEYWORD_ONLY),
@@ -238,7 +220,7 @@ def _text(role: Role, profile: Profile) -> str:
 
 
 def _property(name: str) -> property:
-    spec = _SPECS[name]
+    spec = SPECS[name]
 
     def get(self: Any) -> Any:
         return getattr(self.config, name)
@@ -249,120 +231,3 @@ def _property(name: str) -> property:
 
     get.__doc__ = spec.metadata["meaning"]
     return property(get, set_ if spec.metadata["settable"] else None)
-
-
-def to_dict(config: SequenceConfig, role: Role, flavor: str) -> dict[str, Any]:
-    """Return the configuration that Keras of `flavor` writes for the same layer.
-
-    Raises
-    ------
-    ValueError
-        If `flavor` is unknown, or that Keras has no way to say it.
-    """
-    if flavor not in role.keys:
-        raise ValueError(
-            f"`flavor` must be one of {', '.join(map(repr, role.keys))}. "
-            f"Received: flavor={flavor!r}"
-        )
-    saved = _dict(config, role.keys[flavor], flavor)
-    if flavor == "keras3" and config.time_major:
-        raise ValueError(
-            "Keras 3 has no `time_major`: use flavor='tf_keras', or a layer with "
-            "time_major=False. Received: time_major=True"
-        )
-    for name in _ACTIVATIONS & saved.keys():
-        if not isinstance(saved[name], str):
-            raise ValueError(
-                f"The `{name}` of this layer is the one of {saved[name]['module']}; "
-                f"under its name flavor={flavor!r} has another function."
-            )
-    if flavor == "tf_keras" and config.zero_output_for_mask:
-        saved["zero_output_for_mask"] = True
-    return saved
-
-
-def to_own_dict(
-    config: SequenceConfig, role: Role, default_compat: str
-) -> dict[str, Any]:
-    """Return Keras' keys, and those beyond them whose value is not the default.
-
-    So a round trip loses nothing, and an ordinary layer writes what Keras writes.
-    """
-    flavor = config.profile.flavor
-    saved = _dict(config, role.keys[flavor], flavor)
-    standard = {"compat": default_compat}
-    if getattr(config, "recurrent_dropout", 0):
-        standard["implementation"] = 1
-    for name in sorted(role.names - saved.keys() - {"activity_regularizer"}):
-        value = getattr(config, name)
-        if value != standard.get(name, default_of(_SPECS[name], config.profile)):
-            saved[name] = value
-    return saved
-
-
-def _dict(config: Any, names: Sequence[str], flavor: str) -> dict[str, Any]:
-    saved = {}
-    for name in names:
-        value = getattr(config, name)
-        serialize = _SPECS[name].metadata["serialize"]
-        saved[name] = value if serialize is None else serialize(value)
-    for name in _ACTIVATIONS & saved.keys():
-        saved[name] = _named(getattr(config, name), flavor)
-    if flavor == "keras3":
-        saved["dtype"] = dtype_policy(config.dtype)
-    else:
-        for name in _INITIALIZERS & saved.keys():
-            if isinstance(saved[name], dict) and isinstance(
-                saved[name]["config"], dict
-            ):
-                for key in ("input_axes", "output_axes"):
-                    saved[name]["config"].pop(key, None)
-    return saved
-
-
-def _named(activation: Any, flavor: str) -> str | dict[str, Any]:
-    """Return the name of an activation; with its module if that of the other Keras."""
-    name = activations.serialize(activation)
-    if not activation.builtin:
-        return name
-    if activations.get(name, era=flavor) == activation:
-        return _TF_NAMES.get(name, name) if flavor == "tf_keras" else name
-    return {
-        "module": next(m for m, era in _ERAS.items() if era != flavor),
-        "class_name": name,
-        "config": {},
-        "registered_name": None,
-    }
-
-
-def from_dict(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the constructor's keywords for a saved configuration of either flavor.
-
-    In one from tf_keras, "hard_sigmoid" is the function of that Keras.
-    """
-    given = {name: value for name, value in config.items() if name not in _IGNORED}
-    from_tf = isinstance(given.get("dtype"), str) and "implementation" in given
-    if from_tf:
-        given["implementation"] = given["implementation"] or 1
-    for name in _ACTIVATIONS & given.keys():
-        value = given[name]
-        if isinstance(value, dict) and value.get("module") in _ERAS:
-            era = _ERAS[value["module"]]
-            given[name] = activations.get(value["class_name"], era=era)
-        elif from_tf and isinstance(value, str):
-            given[name] = activations.get(value, era="tf_keras")
-    return given
-
-
-def fresh_arguments(config: GRUConfig, role: Role) -> dict[str, Any]:
-    """Return the arguments of a layer like this one, with initializers of its own.
-
-    An initializer without a seed gives the same numbers at each call, so that layers
-    which share one would start alike.
-    """
-    arguments = {name: getattr(config, name) for name in role.names}
-    for name in _INITIALIZERS & arguments.keys():
-        initializer = arguments[name]
-        if hasattr(initializer, "get_config"):
-            arguments[name] = type(initializer).from_config(initializer.get_config())
-    return arguments

@@ -25,6 +25,7 @@ from numbagru.layers import saving
 from numbagru.layers.structure import (
     add_gradients,
     as_array,
+    differs_from_gradient,
     flatten,
     flatten_cotangent,
     gradient_of,
@@ -36,6 +37,8 @@ from numbagru.layers.weights import WeightHolder
 
 _names_given: defaultdict[str, int] = defaultdict(int)
 _names_lock = threading.Lock()
+# One for all layers, so that they stay picklable; building is rare.
+_build_lock = threading.RLock()
 
 
 class Grads(NamedTuple):
@@ -120,9 +123,12 @@ class Layer(WeightHolder):
             layer._build(input_shape)
 
     def _build(self, input_shape: Any) -> None:
-        self.build(input_shape)
-        self.built = True
-        self._build_shape = tuple(input_shape)
+        """Build once, also when several threads make the first call."""
+        with _build_lock:
+            if not self.built:
+                self.build(input_shape)
+                self.built = True
+                self._build_shape = tuple(input_shape)
 
     def get_build_config(self) -> dict[str, Any] | None:
         """Return the shape the layer was built for, None before that."""
@@ -150,10 +156,7 @@ class Layer(WeightHolder):
     @property
     def losses(self) -> list[Any]:
         """Scalars of the last call, own then sublayers', then weight penalties."""
-        penalties = [
-            v.regularizer(v.value) for v in self.trainable_weights if v.regularizer
-        ]
-        return self._call_losses() + penalties
+        return self._call_losses() + self.regularization_losses()
 
     def _call_losses(self) -> list[Any]:
         own = list(self._losses)
@@ -213,7 +216,17 @@ class Layer(WeightHolder):
             and shaped like `out`; None stands for zeros. The result is the gradient of
             ``<cotangent, out>``, plus ``sum(layer.losses)`` with `include_losses`.
             It may be called any number of times.
+
+        Raises
+        ------
+        NotImplementedError
+            If the layer, or the class of a user that changes `call`, has no `_vjp`.
         """
+        if differs_from_gradient(type(self)):
+            raise NotImplementedError(
+                f"{type(self).__name__} has a `call` of its own, but inherits the "
+                "gradient of another: implement `_vjp`."
+            )
         inputs, call_kwargs = self._prepared(inputs, call_kwargs)
         out, pull = self._vjp(inputs, *args, **call_kwargs)
         self._record_activity(out)
@@ -271,7 +284,16 @@ class Layer(WeightHolder):
         """
         saved = saving.serialize(layer)
         if self._flavor == "tf_keras" and not saved["registered_name"]:
-            saved["module"] = "keras.layers"
+            saved["module"] = saving.KERAS
+        return saved
+
+    def _inner_keras(self, layer: Any, flavor: str) -> dict[str, Any]:
+        """Serialize a layer or cell inside this one as Keras of `flavor` does."""
+        saved = self._inner_saved(layer)
+        if hasattr(layer, "to_keras_config"):
+            saved["config"] = layer.to_keras_config(flavor)
+        if not saved["registered_name"]:
+            saved["module"] = saving.KERAS
         return saved
 
     @classmethod
@@ -325,17 +347,20 @@ class Layer(WeightHolder):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make the same layer, ready for JSON."""
-        keras3 = self._flavor == "keras3"
-        config = {
-            "name": self.name,
-            "trainable": self._trainable,
-            "dtype": dtype_policy(self.dtype) if keras3 else self.dtype,
-        }
+        config = self._base_config(self._flavor)
         if self.activity_regularizer is not None:
             config["activity_regularizer"] = regularizers.serialize(
                 self.activity_regularizer
             )
         return config
+
+    def _base_config(self, flavor: str) -> dict[str, Any]:
+        keras3 = flavor == "keras3"
+        return {
+            "name": self.name,
+            "trainable": self._trainable,
+            "dtype": dtype_policy(self.dtype) if keras3 else self.dtype,
+        }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Layer:

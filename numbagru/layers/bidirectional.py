@@ -71,10 +71,9 @@ class Bidirectional(Layer):
         super().__init__(**kwargs)
         self.merge_mode = merge_mode
         self.supports_masking = True
-        # tf_keras saves the layers it was given; Keras 3 those it made.
-        self._saved_layers = {"layer": self._inner_saved(layer)}
+        self._given = {"layer": _identity(layer)}
         if backward_layer is not None:
-            self._saved_layers["backward_layer"] = self._inner_saved(backward_layer)
+            self._given["backward_layer"] = _identity(backward_layer)
         name = layer.name.removeprefix("forward_")
         self.forward_layer = layer._remade(name=f"forward_{name}")
         if backward_layer is None:
@@ -341,13 +340,30 @@ class Bidirectional(Layer):
     def get_config(self) -> dict[str, Any]:
         """Return the base configuration, 'merge_mode' and that of the layers."""
         config = {**super().get_config(), "merge_mode": self.merge_mode}
-        if self._flavor == "tf_keras":
-            return {**config, **self._saved_layers}
+        layers = self._layers_to_save(self._flavor).items()
+        return {**config, **{key: self._inner_saved(one) for key, one in layers}}
+
+    def to_keras_config(self, flavor: str = "keras3") -> dict[str, Any]:
+        """Return what Keras of `flavor` ("keras3" or "tf_keras") saves.
+
+        Raises
+        ------
+        ValueError
+            If that Keras cannot express a layer inside.
+        """
+        config = {**self._base_config(flavor), "merge_mode": self.merge_mode}
+        layers = self._layers_to_save(flavor).items()
         return {
             **config,
-            "layer": self._inner_saved(self.forward_layer),
-            "backward_layer": self._inner_saved(self.backward_layer),
+            **{key: self._inner_keras(one, flavor) for key, one in layers},
         }
+
+    def _layers_to_save(self, flavor: str) -> dict[str, RNN]:
+        """Return the layers made, as Keras 3 saves, or copies of those given."""
+        made = dict(zip(("layer", "backward_layer"), self._children, strict=True))
+        if flavor == "keras3":
+            return made
+        return {key: made[key]._remade(**given) for key, given in self._given.items()}
 
     @classmethod
     def from_config(
@@ -366,6 +382,12 @@ def _check_layer(name: str, layer: Any) -> None:
         raise ValueError(
             f"`{name}` must be a GRU or RNN layer instance. Received: {name}={layer!r}"
         )
+
+
+def _identity(layer: RNN) -> dict[str, Any]:
+    """Return what `Bidirectional` changes in the layers it is given."""
+    zero_output = layer.zero_output_for_mask
+    return {"name": layer.name, "zero_output_for_mask": zero_output}
 
 
 def _halves(states: Any, name: str) -> tuple[Any, Any]:

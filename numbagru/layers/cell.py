@@ -10,16 +10,10 @@ import numpy as np
 
 from numbagru import functional
 from numbagru.config import GRUConfig
-from numbagru.layers.arguments import (
-    CELL,
-    bind,
-    configured,
-    from_dict,
-    to_dict,
-    to_own_dict,
-)
+from numbagru.layers.arguments import CELL, bind, configured
 from numbagru.layers.base import Grads, Layer
 from numbagru.layers.checks import check_features, check_rank, read_state, real_array
+from numbagru.layers.dialects import from_dict, to_dict, to_own_dict
 from numbagru.layers.saving import register
 from numbagru.layers.structure import add_gradients, flatten_cotangent
 from numbagru.layers.variable import RandomState, Variable
@@ -180,15 +174,15 @@ class GRUCell(Layer):
         ValueError
             If a shape does not fit.
         """
-        x, h_tm1, masks = self._step(inputs, states, training)
-        h = functional.gru(self.config, self.packed, x, h_tm1, None, *masks)[2]
-        return h, [h] if isinstance(states, (list, tuple)) else h
+        return self.call(inputs, states, training)
 
     def call(
         self, inputs: Any, states: Any, training: bool | None = False
     ) -> tuple[np.ndarray, Any]:
-        """Take one step; the same as a call of the cell."""
-        return self(inputs, states, training)
+        """Take one step; what a call of the cell does."""
+        x, h_tm1, masks = self._step(inputs, states, training)
+        h = functional.gru(self.config, self.packed, x, h_tm1, None, *masks)[2]
+        return h, [h] if isinstance(states, (list, tuple)) else h
 
     def _prepared(self, inputs: Any, kwargs: dict[str, Any]) -> tuple[Any, dict]:
         return inputs, kwargs  # `_step` checks first and builds then
@@ -256,24 +250,28 @@ class GRUCell(Layer):
             self.get_recurrent_dropout_mask(np.empty((rows, self.state_size)))
 
     def _draw_inputs(self, shape: tuple[int, ...]) -> np.ndarray | None:
-        rate = self.config.dropout
-        if self.config.implementation == 1:
-            return self._draw_gates(shape, rate)
-        return self._draw(shape, rate) if rate else None
+        rate, per_gate = self.config.dropout, self.config.implementation == 1
+        return self._draw(shape, rate, 3 if per_gate else None)
 
     def _draw_state(self, shape: tuple[int, ...]) -> np.ndarray | None:
-        return self._draw_gates(shape, self.config.recurrent_dropout)
+        return self._draw(shape, self.config.recurrent_dropout, 3)
 
-    def _draw_gates(self, shape: tuple[int, ...], rate: float) -> np.ndarray | None:
-        return np.stack([self._draw(shape, rate) for _ in range(3)]) if rate else None
-
-    def _draw(self, shape: tuple[int, ...], rate: float) -> np.ndarray:
-        return dropout_mask(shape, rate, self.seed_generator.next(), self.dtype)
+    def _draw(
+        self, shape: tuple[int, ...], rate: float, count: int | None = None
+    ) -> np.ndarray | None:
+        """Draw one mask, or `count` in a row; None where nothing is dropped."""
+        if not rate:
+            return None
+        masks = [
+            dropout_mask(shape, rate, self.seed_generator.next(), self.dtype)
+            for _ in range(count or 1)
+        ]
+        return np.stack(masks) if count else masks[0]
 
     def _call_masks(
         self, rows: int, features: int, training: bool | None, steps: tuple[int, ...]
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Return the masks of one layer call, and forget cached ones.
+        """Return the masks of one layer call, and forget those held.
 
         `steps` is the shape of the inputs where input dropout varies over time, else
         empty. The cell is not written to unless it holds masks, so that several
@@ -283,18 +281,31 @@ class GRUCell(Layer):
         if not c.dropout and not c.recurrent_dropout:
             return None, None
         inputs, state = self._dropout_mask, self._recurrent_dropout_mask
-        if training or c.profile.draws_at_inference:
-            if inputs is None and steps:
-                inputs = self._draw(steps, c.dropout)
-            elif inputs is None:
-                inputs = self._draw_inputs((rows, features))
+        if training:
+            if inputs is None:
+                inputs = (
+                    self._draw(steps, c.dropout)
+                    if steps
+                    else self._draw_inputs((rows, features))
+                )
             if state is None:
                 state = self._draw_state((rows, c.units))
+        elif c.profile.draws_at_inference:
+            self._skip_draws(inputs is None, state is None)
         if self._dropout_mask is not None:
             self.reset_dropout_mask()
         if self._recurrent_dropout_mask is not None:
             self.reset_recurrent_dropout_mask()
         return (inputs, state) if training else (None, None)
+
+    def _skip_draws(self, inputs: bool, state: bool) -> None:
+        """Advance the generator as the draws would: Keras makes them at inference."""
+        c = self.config
+        count = 3 if state and c.recurrent_dropout else 0
+        if inputs and c.dropout:
+            count += 3 if c.implementation == 1 else 1
+        for _ in range(count):
+            self.seed_generator.next()
 
     # ------------------------------------------------------------ configuration
 

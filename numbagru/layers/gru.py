@@ -7,20 +7,15 @@ from typing import Any
 
 from numbagru import activations, functional
 from numbagru.config import GRUConfig
-from numbagru.layers.arguments import (
-    CELL,
-    LAYER,
-    bind,
-    configured,
-    fresh_arguments,
-    from_dict,
-    to_dict,
-    to_own_dict,
-)
+from numbagru.layers.arguments import CELL, LAYER, bind, configured
 from numbagru.layers.cell import GRUCell
 from numbagru.layers.checks import on_device
+from numbagru.layers.dialects import fresh_arguments, from_dict, to_dict, to_own_dict
 from numbagru.layers.rnn import RNN
 from numbagru.layers.saving import register
+from numbagru.layers.variable import Variable
+
+_NESTED = (list, tuple)
 
 
 @register()
@@ -75,18 +70,33 @@ class GRU(RNN):
         """Run along time; see `RNN.__call__`."""
         if (
             self._plain
-            and initial_state is None
-            and mask is None
             and self.activity_regularizer is None
             and not self._losses
+            and not isinstance(initial_state, _NESTED)
+            and not isinstance(mask, _NESTED)
         ):
             config, cell = self.config, self.cell
+            if config.stateful:
+                recorded = self._recorded_for(sequences)
+                if recorded is None or initial_state is not None:
+                    return super().__call__(sequences, initial_state, mask, training)
+                initial_state = recorded.value
             last, outputs, state = functional.gru(
-                config, cell._packed or cell.packed, sequences
+                config, cell._packed or cell.packed, sequences, initial_state, mask
             )
+            if config.stateful:
+                recorded.adopt(state.copy() if config.return_state else state)
             output = outputs if config.return_sequences else last
             return self._returns((output, state)) if config.return_state else output
         return super().__call__(sequences, initial_state, mask, training)
+
+    def _recorded_for(self, sequences: Any) -> Variable | None:
+        """Return the recorded state if it has the rows of `sequences`."""
+        shape = getattr(sequences, "shape", ())
+        if self.states is None or len(shape) != 3:
+            return None
+        recorded = self.states[0]
+        return recorded if shape[self._row_axis] == recorded.shape[0] else None
 
     def _cell_configs(self, cells: list[GRUCell]) -> list[GRUConfig]:
         if self._dropout_varies:  # one mask, whatever `implementation`
@@ -121,10 +131,10 @@ class GRU(RNN):
         super()._config_changed()
         c = self.config
         self._returns = c.profile.returns
-        # Calls without state, mask and losses then need nothing but the kernels.
+        # Calls that draw and build nothing leave all checks to `functional`.
         self._plain = (
             self.built
-            and not (c.stateful or c.dropout or c.recurrent_dropout)
+            and not (c.dropout or c.recurrent_dropout)
             and c.use_cudnn is not True
             and type(self).call is RNN.call
         )

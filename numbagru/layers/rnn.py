@@ -11,17 +11,11 @@ import numpy as np
 
 from numbagru.config import SequenceConfig
 from numbagru.layers import saving
-from numbagru.layers.arguments import (
-    SEQUENCE,
-    bind,
-    configured,
-    from_dict,
-    to_dict,
-    to_own_dict,
-)
+from numbagru.layers.arguments import SEQUENCE, bind, configured
 from numbagru.layers.base import Grads, Layer
 from numbagru.layers.cellular import check_cell, output_size_of
 from numbagru.layers.checks import read_mask, real_array
+from numbagru.layers.dialects import from_dict, to_dict, to_own_dict
 from numbagru.layers.fused import Chain, chain_configs, is_gru_cell
 from numbagru.layers.stacked import StackedRNNCells
 from numbagru.layers.stateful import Stateful
@@ -372,7 +366,7 @@ class RNN(Stateful, Layer):
             If that Keras cannot express this layer.
         """
         saved = self._saved(to_dict(self.config, SEQUENCE, flavor))
-        return {**saved, "cell": self._inner_saved(self.cell)}
+        return {**saved, "cell": self._inner_keras(self.cell, flavor)}
 
     def _saved(self, from_fields: dict[str, Any]) -> dict[str, Any]:
         """Complete what the config says by what has been set on the layer since."""

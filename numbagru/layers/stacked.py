@@ -142,6 +142,11 @@ class StackedRNNCells(Layer):
         cells = [self._inner_saved(cell) for cell in self.cells]
         return {**super().get_config(), "cells": cells}
 
+    def to_keras_config(self, flavor: str = "keras3") -> dict[str, Any]:
+        """Return what Keras of `flavor` ("keras3" or "tf_keras") saves."""
+        cells = [self._inner_keras(cell, flavor) for cell in self.cells]
+        return {**self._base_config(flavor), "cells": cells}
+
     @classmethod
     def from_config(
         cls, config: dict[str, Any], custom_objects: Any = None

@@ -113,3 +113,13 @@ def as_array(inputs: Any, dtype: str) -> Any:
 def parameters_of(function: Callable) -> frozenset[str]:
     """Return the names of the parameters of `function`."""
     return frozenset(inspect.signature(function).parameters)
+
+
+@functools.cache
+def differs_from_gradient(cls: type) -> bool:
+    """Whether a class changes `call` below the class that defines its `_vjp`."""
+    call, vjp = (
+        next(i for i, base in enumerate(cls.__mro__) if name in vars(base))
+        for name in ("call", "_vjp")
+    )
+    return call < vjp

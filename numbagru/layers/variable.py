@@ -105,6 +105,11 @@ class Variable:
             self._owner._weights_changed()
         return self
 
+    def adopt(self, array: np.ndarray) -> None:
+        """Take an array of the right shape and dtype, that nobody else holds."""
+        array.flags.writeable = False
+        self._value = array
+
     def _converted(self, value: Any) -> np.ndarray:
         array = self._frozen(value)
         if array.shape != self.shape:

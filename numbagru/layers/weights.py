@@ -198,6 +198,16 @@ class WeightHolder:
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
 
+    def regularization_losses(self) -> list[Any]:
+        """Return the penalties of the trainable weights, as in `losses`."""
+        return [v.regularizer(v.value) for v in self.trainable_weights if v.regularizer]
+
+    def apply_constraints(self) -> None:
+        """Project each trainable weight; an optimizer does so after every step."""
+        for variable in self.trainable_weights:
+            if variable.constraint is not None:
+                variable.assign(variable.constraint(variable.value))
+
     def count_params(self) -> int:
         """Return the number of scalars in the weights.
 
