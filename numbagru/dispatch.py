@@ -16,7 +16,6 @@ class Problem:
     activations: tuple[Any, Any]
     dropout_per_gate: bool
     fused: bool
-    device: str
 
 
 Check = Callable[[Problem], str | None]
