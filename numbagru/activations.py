@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import njit, types, typeof
 from numba.core.dispatcher import Dispatcher
 from numba.extending import (
     NativeValue,
@@ -600,12 +601,12 @@ class Activation:
         """Whether it acts on all the units of a row at once, as softmax does."""
         return self.builtin and self.name in ROWWISE
 
-    @property
+    @cached_property
     def forward_argument(self) -> Any:
         """What compiled code takes for `evaluate`."""
         return Builtin(self._key) if self.builtin else self.function
 
-    @property
+    @cached_property
     def backward_argument(self) -> Any:
         """What compiled code takes for `slope`."""
         if self.builtin:
@@ -617,6 +618,16 @@ class Activation:
                 "with `derivative` a scalar function x -> df/dx."
             )
         return self.derivative
+
+    @cached_property
+    def forward_type(self) -> types.Type:
+        """The Numba type of `forward_argument`."""
+        return typeof(self.forward_argument)
+
+    @cached_property
+    def backward_type(self) -> types.Type:
+        """The Numba type of `backward_argument`."""
+        return typeof(self.backward_argument)
 
     @property
     def _key(self) -> str:

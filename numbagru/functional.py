@@ -83,7 +83,7 @@ class Weights:
     @cached_property
     def panels(self) -> panels.Panels:
         """Packed for the forward tiles."""
-        real = REAL[self.kernel.dtype.name]
+        real = REAL[self.kernel.dtype]
         return panels.pack(real, self.kernel, self.recurrent_kernel, self.sum_bias)
 
     def inference(self, config: Any) -> _Inference | None:
@@ -95,7 +95,7 @@ class Weights:
     @cached_property
     def transposed_panels(self) -> panels.TransposedPanels:
         """Packed for the backward tiles."""
-        real = REAL[self.kernel.dtype.name]
+        real = REAL[self.kernel.dtype]
         return panels.pack_transposed(real, self.kernel, self.recurrent_kernel)
 
 
@@ -115,7 +115,7 @@ class _Inference:
             config.activation,
             config.recurrent_activation,
             config.reset_after,
-            REAL[config.dtype],
+            REAL[self.dtype],
             weights.panels,
         )
         self.none = np.empty((0, 0, 0), self.dtype)
@@ -486,19 +486,26 @@ def _backward(
     family.backward(call, given, out, rows, parts)
     if factor is not None:
         d_x_rows *= factor
+    W, R, bias = _total(parts.W), _total(parts.R), _total(parts.bias)
     d_bias = None
-    if config.use_bias:
-        total = parts.bias.sum(0)
-        d_bias = total[:3].reshape(3 * U)
-        if config.reset_after:
-            d_bias = np.stack([d_bias, total[[0, 1, 3]].reshape(3 * U)])
+    if config.use_bias and config.reset_after:
+        d_bias = np.empty((2, 3 * U), dtype)
+        d_bias[:] = bias[:3].reshape(3 * U)
+        d_bias[1, 2 * U :] = bias[3]
+    elif config.use_bias:
+        d_bias = bias[:3].reshape(3 * U)
     return Gradients(
         inputs=d_x,
         initial_state=parts.h0,
-        kernel=parts.W.sum(0).reshape(F, 3 * U),
-        recurrent_kernel=parts.R.sum(0).reshape(U, 3 * U),
+        kernel=W.reshape(F, 3 * U),
+        recurrent_kernel=R.reshape(U, 3 * U),
         bias=d_bias,
     )
+
+
+def _total(parts: np.ndarray) -> np.ndarray:
+    """Add the parts in order."""
+    return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
 def explain(

@@ -17,8 +17,8 @@ import numpy as np
 from numba import types
 
 from numbagru._jit import Kernel, routine, section
-from numbagru.gates import BLOCK
 from numbagru.gates import (
+    D_BLOCK,
     D_HH,
     D_R,
     D_RECURRENT,
@@ -302,7 +302,7 @@ def _step_reset_after(a, w, act, rec, d_act, d_rec, b, n, t, first, capacity):
     i = 0
     while i < n:
         m = tile_rows(n - i, most)
-        count = _up(m * width, BLOCK)
+        count = _up(m * width, D_BLOCK)
         for p in range(P):
             _load_tile(a, w, b, i, m, p, t)
             d_step_reset_after(act, rec, d_act, d_rec, w.s, size, count, U)
@@ -331,7 +331,7 @@ def _step_reset_before(a, w, act, rec, d_act, d_rec, b, n, t, first, capacity):
     i = 0
     while i < n:
         m = tile_rows(n - i, most)
-        count = _up(m * width, BLOCK)
+        count = _up(m * width, D_BLOCK)
         inner = at(w.inner, i * V)
         for j in range(m * V):
             inner[j] = 0

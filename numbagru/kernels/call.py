@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types, typeof
+from numba import types
 
-REAL = {"float32": types.float32, "float64": types.float64}
+REAL = {np.dtype("float32"): types.float32, np.dtype("float64"): types.float64}
 
 
 class Call(NamedTuple):
@@ -28,26 +28,26 @@ class Call(NamedTuple):
     @property
     def real(self) -> types.Float:
         """The Numba type of the arrays."""
-        return REAL[self.x.dtype.name]
+        return REAL[self.x.dtype]
 
     @property
     def forward_activations(self) -> tuple[tuple[Any, ...], tuple[types.Type, ...]]:
-        """Candidate's and gates' activation for `apply`, and their Numba types."""
-        values = (
-            self.activation.forward_argument,
-            self.recurrent_activation.forward_argument,
+        """Candidate's and gates' activation for `evaluate`, and their Numba types."""
+        act, rec = self.activation, self.recurrent_activation
+        return (
+            (act.forward_argument, rec.forward_argument),
+            (act.forward_type, rec.forward_type),
         )
-        return values, tuple(typeof(value) for value in values)
 
     @property
     def backward_activations(self) -> tuple[tuple[Any, ...], tuple[types.Type, ...]]:
-        """The same for `apply` and then for `chain_rule`."""
-        values = (
-            *self.forward_activations[0],
-            self.activation.backward_argument,
-            self.recurrent_activation.backward_argument,
+        """The same for `evaluate` and then for `slope`."""
+        act, rec = self.activation, self.recurrent_activation
+        values, kinds = self.forward_activations
+        return (
+            (*values, act.backward_argument, rec.backward_argument),
+            (*kinds, act.backward_type, rec.backward_type),
         )
-        return values, tuple(typeof(value) for value in values)
 
 
 class Outputs(NamedTuple):

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import get_num_threads, prange, types, typeof
+from numba import get_num_threads, prange, types
 
 from numbagru._jit import Kernel, routine, section
-from numbagru.gates import BLOCK
 from numbagru.gates import (
+    BLOCK,
     HH,
     HH_SUM,
     R_SUM,
@@ -525,7 +525,7 @@ def prepare(
 ) -> Callable[..., None]:
     """Bind everything but the sequences: ``run(x, y, last, state)``, from zeros."""
     act, rec = activation.forward_argument, recurrent_activation.forward_argument
-    kinds = real, typeof(act), typeof(rec)
+    kinds = real, activation.forward_type, recurrent_activation.forward_type
     serial = INFERENCE[reset_after, False].entry(*kinds)
     weights, bias = panels
     U = bias.size // 4

@@ -12,8 +12,9 @@ import numpy as np
 from numba import types
 
 from numbagru._jit import Kernel, routine
-from numbagru.gates import BLOCK
 from numbagru.gates import (
+    BLOCK,
+    D_BLOCK,
     D_HH,
     D_R,
     D_RECURRENT,
@@ -176,7 +177,7 @@ def _backward_row(
     real = x.dtype
     xs, hs = np.empty((3, F), real), np.empty((3, U), real)
     d_xs, d_hs = np.empty(F, real), np.empty(U, real)
-    n = (U + BLOCK - 1) // BLOCK * BLOCK
+    n = (U + D_BLOCK - 1) // D_BLOCK * D_BLOCK
     s = np.zeros((D_SECTIONS, n), real)
     dh, inner = s[D, :U], s[D_RECURRENT, :U]
     d_sums = s[D_Z, :U], s[D_R, :U], s[D_HH, :U], inner

@@ -16,7 +16,7 @@ from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-from numbagru.gates import BLOCK
+from numbagru.gates import D_BLOCK
 from numbagru.scalar import fma_of
 
 _INDEX = ir.IntType(64)
@@ -132,7 +132,7 @@ def _most_rows() -> int:
 
 
 def _tile_size(real: types.Float) -> int:
-    return padded(max(_most_rows(), ALONE) * lanes(real), BLOCK)
+    return padded(max(_most_rows(), ALONE) * lanes(real), D_BLOCK)
 
 
 def _copy_of(count: Any) -> Any:
