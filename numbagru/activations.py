@@ -192,13 +192,19 @@ def d_hard_sigmoid_tf(y):
 
 
 @scalar
+def _logistic(x):
+    """The sigmoid that falls to zero, for products with x."""
+    return type(x)(1) / (type(x)(1) + exp(-x))
+
+
+@scalar
 def silu(x):
-    return x * elementary.sigmoid(x)
+    return x * _logistic(x)
 
 
 @scalar
 def d_silu(x):
-    s = elementary.sigmoid(x)
+    s = _logistic(x)
     return fma(x * s, type(x)(1) - s, s)
 
 
@@ -221,7 +227,7 @@ def mish(x):
 @scalar
 def d_mish(x):
     t = elementary.tanh(softplus(x))
-    return fma(x * fma(-t, t, type(x)(1)), elementary.sigmoid(x), t)
+    return fma(x * fma(-t, t, type(x)(1)), _logistic(x), t)
 
 
 @scalar
@@ -291,7 +297,7 @@ def d_squareplus(y):
 def sparse_plus(x):
     one = type(x)(1)
     half = _half(x) * (x + one)
-    return x if x >= one else (x * type(x)(0) if x <= -one else half * half)
+    return x if x >= one else (type(x)(0) if x <= -one else half * half)
 
 
 @scalar
@@ -385,17 +391,21 @@ def _d_log_softmax(s, v, g, n):
 
 @routine
 def _sparsemax(s, start, n):
-    """Project onto the simplex (Martins and Astudillo 2016, algorithm 1)."""
+    """Project onto the simplex (Martins and Astudillo 2016, algorithm 1).
+
+    Relative to the largest entry, beside which the 1 could vanish.
+    """
     ordered = np.sort(s[start : start + n])[::-1]
-    total = type(s[start])(0)
-    threshold = type(s[start])(0)
+    top = ordered[0]
+    total = type(top)(0)
+    threshold = type(top)(0)
     for k in range(n):
-        total += ordered[k]
-        candidate = (total - type(total)(1)) / type(total)(k + 1)
-        if ordered[k] > candidate:
+        total += ordered[k] - top
+        candidate = (total - type(top)(1)) / type(top)(k + 1)
+        if ordered[k] - top > candidate:
             threshold = candidate
     for i in range(start, start + n):
-        s[i] = relu(s[i] - threshold)
+        s[i] = relu(s[i] - top - threshold)
 
 
 @routine
@@ -551,7 +561,8 @@ def _flat(x: Any, real: Any = None) -> np.ndarray:
             f"An activation expects an array of real numbers. Received: dtype={x.dtype}"
         )
     if real is None:
-        real = np.float64 if x.dtype == np.float64 else np.float32
+        wide = x.dtype.kind == "f" and x.dtype.itemsize > 4
+        real = np.float64 if wide else np.float32
     return x.astype(real).reshape(-1)
 
 
@@ -670,9 +681,11 @@ def _compiled(function: Any, what: str) -> Dispatcher:
         raise TypeError(
             f"`{what}` must be a scalar function of one number. Received: {function!r}"
         )
-    compiled = function if isinstance(function, Dispatcher) else njit(function)
+    compiled = function
     for real in (types.float32, types.float64):
         try:
+            if not isinstance(compiled, Dispatcher):
+                compiled = njit(function)
             compiled.compile((real,))
             result = compiled.overloads[(real,)].signature.return_type
         except Exception as error:

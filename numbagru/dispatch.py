@@ -37,9 +37,10 @@ class Row:
 
 
 def _scalar_activations(problem: Problem) -> str | None:
-    names = [f"'{act.name}'" for act in problem.activations if act.rowwise]
+    names = sorted({f"'{act.name}'" for act in problem.activations if act.rowwise})
     if names:
-        return f"{' and '.join(names)} needs all units of a row at once"
+        needs = "needs" if len(names) == 1 else "need"
+        return f"{' and '.join(names)} {needs} all units of a row at once"
     return None
 
 

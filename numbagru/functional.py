@@ -20,7 +20,7 @@ from numbagru.kernels.call import REAL, Call, Cotangents, Outputs, Parts
 # Rows whose weight gradients are added up before they meet those of other rows: never
 # more parts than this, nor more memory for them.
 _MOST_PARTS = 64
-_PART_BYTES = 64 * 2**20
+_PART_BYTES = 32 * 2**20
 
 
 class Gradients(NamedTuple):
@@ -61,11 +61,13 @@ class Weights:
         self.bias = bias
         self.reset_after = reset_after
         self._prepared: tuple[Any, _Inference | None] | None = None
+        self._fits: Any = None  # the config that was checked last
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made again on demand."""
         kept = ("kernel", "recurrent_kernel", "bias", "reset_after")
-        return {**{name: self.__dict__[name] for name in kept}, "_prepared": None}
+        made_again = {"_prepared": None, "_fits": None}
+        return {**{name: self.__dict__[name] for name in kept}, **made_again}
 
     @cached_property
     def sum_bias(self) -> np.ndarray:
@@ -87,10 +89,28 @@ class Weights:
         return panels.pack(real, self.kernel, self.recurrent_kernel, self.sum_bias)
 
     def inference(self, config: Any) -> _Inference | None:
-        """The prepared call for a config; the last one is remembered."""
-        if self._prepared is None or self._prepared[0] is not config:
-            self._prepared = (config, _Inference.of(config, self))
-        return self._prepared[1]
+        """Give the prepared call for a config; the last one is remembered."""
+        prepared = self._prepared  # which another thread may replace at any time
+        if prepared is None or prepared[0] is not config:
+            prepared = self._prepared = (config, _Inference.of(config, self))
+        return prepared[1]
+
+    def check(self, config: Any) -> None:
+        """Refuse the config of another layer: kernels trust shapes and types."""
+        if self._fits is config:
+            return
+        U, W, R = config.units, self.kernel, self.recurrent_kernel
+        bias = None if self.bias is None else np.shape(self.bias)
+        bias_shape = (2, 3 * U) if config.reset_after else (3 * U,)
+        expected = (3 * U,), (U, 3 * U), bias_shape if config.use_bias else None
+        types = {W.dtype.name, R.dtype.name}
+        if (W.shape[1:], R.shape, bias) != expected or types != {config.dtype}:
+            raise ValueError(
+                f"`weights` must have shapes (features, {3 * U}), {expected[1]} and "
+                f"{expected[2]}, and dtype {config.dtype}, to fit the layer. Received: "
+                f"{W.shape}, {R.shape} and {bias}, {W.dtype} and {R.dtype}"
+            )
+        self._fits = config
 
     @cached_property
     def transposed_panels(self) -> panels.TransposedPanels:
@@ -124,6 +144,7 @@ class _Inference:
     def of(cls, config: Any, weights: Weights) -> _Inference | None:
         """Prepare, or None where the general call is needed."""
         family = dispatch.select(_problem(config, False))
+        weights.check(config)
         plain = not (config.go_backwards or config.time_major)
         ours = family.forward is forward_cpu.forward
         return cls(config, weights) if plain and ours else None
@@ -220,7 +241,7 @@ def _state(config: Any, state: Any, B: int) -> np.ndarray:
 
 
 def _multipliers(name: str, value: Any, shape: tuple[int, ...], dtype: str) -> Any:
-    value = np.asarray(value, dtype)
+    value = _real_array(value, name, dtype)
     if value.shape != shape:
         raise ValueError(
             f"`{name}` must have shape {shape}. Received: shape={value.shape}"
@@ -238,6 +259,7 @@ def _call(
     recurrent_dropout: Any,
 ) -> tuple[Call, Any]:
     """Check everything; gives the kernels' call and the multiplier already in its x."""
+    weights.check(config)
     x = _sequences(config, weights, x)
     B, T, F = x.shape
     mask = _mask(config, mask, B, T)
@@ -245,7 +267,7 @@ def _call(
     none = np.zeros((0, 0, 0), config.dtype)
     x_drop, h_drop, factor = none, none, None
     if input_dropout is not None:
-        given = np.asarray(input_dropout, config.dtype)
+        given = _real_array(input_dropout, "input_dropout", config.dtype)
         if given.shape == (3, B, F) and config.implementation == 1:
             x_drop = np.ascontiguousarray(given)
         else:

@@ -10,19 +10,25 @@ import math
 
 import numpy as np
 
-erf = np.vectorize(math.erf, otypes=[float])
+
+def erf(x):
+    """Error function, in the type of x."""
+    return np.vectorize(math.erf, otypes=[x.dtype])(x)
 
 
 def sigmoid(x):
+    """Logistic function, without overflow."""
     return np.exp(-np.logaddexp(0, -x))
 
 
 def softmax(x):
+    """Softmax along the last axis."""
     e = np.exp(x - x.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
 
 
 def d_softmax(x, d):
+    """Gradient of x from the gradient of softmax(x)."""
     y = softmax(x)
     return y * (d - (d * y).sum(-1, keepdims=True))
 
@@ -38,6 +44,7 @@ ACTIVATIONS = {
         lambda x, d: d / 6 * (np.abs(x) < 3),
     ),
     "softplus": (lambda x: np.logaddexp(0, x), lambda x, d: d * sigmoid(x)),
+    "softsign": (lambda x: x / (1 + abs(x)), lambda x, d: d / (1 + abs(x)) ** 2),
     "silu": (
         lambda x: x * sigmoid(x),
         lambda x, d: d * sigmoid(x) * (1 + x * sigmoid(-x)),
@@ -92,8 +99,9 @@ def forward(
     m = np.ones((B, T), bool) if mask is None else np.asarray(mask, bool)
     if go_backwards:
         x, m = x[:, ::-1], m[:, ::-1]
-    xd = np.ones((3, B, x.shape[2]), dtype) if x_drop is None else x_drop
-    hd = np.ones((3, B, U), dtype) if h_drop is None else h_drop
+    xd = np.ones((3, B, x.shape[2])) if x_drop is None else x_drop
+    hd = np.ones((3, B, U)) if h_drop is None else h_drop
+    xd, hd = np.asarray(xd, dtype), np.asarray(hd, dtype)
     W, R = np.split(W, 3, 1), np.split(R, 3, 1)
     b_in, b_rec = np.split(b_in, 3), np.split(b_rec, 3)
     output = h if first_output == "state" or T == 0 else np.zeros_like(h)
@@ -105,10 +113,8 @@ def forward(
         p = [(h * hd[i]) @ R[i] + b_rec[i] for i in range(3)]
         az, ar = a[0] + p[0], a[1] + p[1]
         z, r = f(az), f(ar)
-        if reset_after:
-            ac = a[2] + r * p[2]
-        else:
-            ac = a[2] + (r * (h * hd[2])) @ R[2]
+        inner = r * p[2] if reset_after else (r * (h * hd[2])) @ R[2]
+        ac = a[2] + inner
         c = g(ac)
         tape.append((t, h, az, ar, ac, z, r, c, p[2]))
         keep = m[:, t, None]
@@ -131,20 +137,24 @@ def backward(
     zero_output=False,
     first_output="zero",
 ):
-    """Gradients of x, h0, kernel, recurrent_kernel, bias (2, 3 U) or (3 U,)."""
+    """Gradients of x, h0, kernel, recurrent_kernel, bias (2, 3 U) or (3 U,).
+
+    In the float type that the tape was recorded in.
+    """
     g, f = ACTIVATIONS[activation][1], ACTIVATIONS[recurrent_activation][1]
     x, W, R, m, xd, hd, steps = tape
     B, T, F = x.shape
     U = R[0].shape[0]
-    dx = np.zeros((B, T, F))
-    dW, dR = np.zeros((3, F, U)), np.zeros((3, U, U))
-    db, db_rec = np.zeros((3, U)), np.zeros((3, U))
-    dh = np.zeros((B, U)) + d_state
-    d_out = np.zeros((B, U)) + d_last
+    dtype = x.dtype
+    dx = np.zeros((B, T, F), dtype)
+    dW, dR = np.zeros((3, F, U), dtype), np.zeros((3, U, U), dtype)
+    db, db_rec = np.zeros((3, U), dtype), np.zeros((3, U), dtype)
+    dh = np.zeros((B, U), dtype) + np.asarray(d_state, dtype)
+    d_out = np.zeros((B, U), dtype) + np.asarray(d_last, dtype)
     for t, h, az, ar, ac, z, r, c, p in reversed(steps):
         keep = m[:, t, None]
         if d_outputs is not None:
-            d_out = d_out + d_outputs[:, t]
+            d_out = d_out + np.asarray(d_outputs[:, t], dtype)
         d = np.where(keep, dh + d_out, 0)
         d_az = f(az, d * (h - c))
         d_ac = g(ac, d * (1 - z))

@@ -24,6 +24,8 @@ class InputError(ValueError):
 class Counted:
     """No dates: steps are the rows of the file, from 0."""
 
+    start: int = 0
+
     @property
     def seasons(self) -> tuple[float, ...]:
         """Natural season lengths, in steps."""
@@ -31,13 +33,14 @@ class Counted:
 
     def time(self, step: int) -> int:
         """Place of a step on the time axis."""
-        return int(step)
+        return self.start + int(step)
 
     def label(self, step: int) -> str:
         """Text of that place."""
-        return str(step)
+        return str(self.time(step))
 
     def __str__(self) -> str:
+        """Say what a step is."""
         return "rows"
 
 
@@ -64,6 +67,7 @@ class Spaced:
         return _iso(self.time(step), whole_days)
 
     def __str__(self) -> str:
+        """Say what a step is."""
         return f"steps of {self.spacing}".removesuffix(", 0:00:00")
 
 
@@ -84,16 +88,17 @@ class Monthly:
         """Date of a step."""
         year, month = divmod(_month(self.start) + int(step) * self.months, 12)
         last = calendar.monthrange(year, month + 1)[1]
-        return self.start.replace(
-            year=year, month=month + 1, day=min(self.day, last)
-        )
+        return self.start.replace(year=year, month=month + 1, day=min(self.day, last))
 
     def label(self, step: int) -> str:
         """ISO date."""
         return _iso(self.time(step), True)
 
     def __str__(self) -> str:
-        return "steps of 1 month" if self.months == 1 else f"steps of {self.months} months"
+        """Say what a step is."""
+        return (
+            "steps of 1 month" if self.months == 1 else f"steps of {self.months} months"
+        )
 
 
 Clock = Counted | Spaced | Monthly

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,7 @@ _FORMATS = (
     "%Y/%m/%d",
     "%Y/%m/%d %H:%M",
     "%Y/%m/%d %H:%M:%S",
+    "%Y%m%d",
     "%Y-%m",
     "%d.%m.%Y",
     "%d.%m.%Y %H:%M",
@@ -27,6 +30,21 @@ _FORMATS = (
     "%d/%m/%Y %H:%M",
     "%Y",
 )
+
+
+def _iso_date(field: str) -> datetime:
+    # Python 3.10 does not know "Z".
+    date = datetime.fromisoformat(field.replace("Z", "+00:00"))
+    if date.tzinfo is None:
+        return date
+    return date.astimezone(timezone.utc).replace(tzinfo=None)
+
+
+def _parser(form: str) -> Callable[[str], datetime]:
+    return lambda field: datetime.strptime(field, form)
+
+
+_DATE_PARSERS = (_iso_date, *map(_parser, _FORMATS))
 
 
 @dataclass(frozen=True)
@@ -43,6 +61,7 @@ class Series:
     merged: int = 0
 
     def __len__(self) -> int:
+        """Return the number of steps, with and without a value."""
         return len(self.values)
 
     @property
@@ -95,8 +114,7 @@ def read_series(
         axis = date_column
         values, merged = _on_steps(values, steps)
     known = np.flatnonzero(~np.isnan(values))
-    if known[0] > 0:
-        clock = _later(clock, int(known[0]))
+    clock = replace(clock, start=clock.time(known[0]))
     return Series(column, axis, clock, values[known[0] : known[-1] + 1], merged)
 
 
@@ -142,6 +160,10 @@ def _value_column(header, column, date_column):
     others = [name for name in header if name != date_column]
     if len(others) != 1:
         raise InputError(f"choose one with --column; there are: {', '.join(others)}")
+    if _parses(float, others[0]):
+        raise InputError(
+            f"the first line must name the columns; it has: {', '.join(header)}"
+        )
     return others[0]
 
 
@@ -166,52 +188,45 @@ def _dates(header, rows, date_column):
     """Return the dates and their column; none when the first column holds no dates."""
     name = header[0] if date_column is None else date_column
     place_of = _index(header, name)
-    fields = [row[place_of] for _, row in rows]
-    if date_column is None and _all_parse(float, fields):
+    fields = [(line, row[place_of]) for line, row in rows]
+    first_line, first = fields[0]
+    parsers = [] if date_column is None and _parses(float, first) else [
+        parse for parse in _DATE_PARSERS if _parses(parse, first)
+    ]  # fmt: skip
+    if not parsers and date_column is None:
         return None, None
-    found = {}
-    for parse in (_iso_date, *map(_parser, _FORMATS)):
-        dates = _all_parse(parse, fields)
-        if dates is not None:
-            found[tuple(dates)] = parse
-    if len(found) > 1:
+    if not parsers:
+        raise InputError(
+            f"column '{name}' does not hold dates, such as 2001-12-29: line "
+            f"{first_line} has '{first}'"
+        )
+    for line, field in fields:
+        fitting = [parse for parse in parsers if _parses(parse, field)]
+        if not fitting:
+            raise InputError(
+                f"column '{name}' holds dates such as '{first}', but line {line} has "
+                f"'{field}'"
+            )
+        parsers = fitting
+    readings = [[parse(field) for _, field in fields] for parse in parsers]
+    if any(reading != readings[0] for reading in readings):
         raise InputError(
             f"the dates in column '{name}' can be read as day/month and as month/day; "
             "write them as YYYY-MM-DD"
         )
-    if found:
-        return list(next(iter(found))), name
-    if date_column is None:
-        return None, None
-    raise InputError(
-        f"column '{name}' does not hold dates, such as 2001-12-29: line {rows[0][0]} "
-        f"has '{fields[0]}'"
-    )
+    return readings[0], name
 
 
-def _all_parse(parse: Callable, fields: list[str]) -> list | None:
+def _parses(parse: Callable[[str], Any], field: str) -> bool:
     try:
-        return [parse(field) for field in fields]
+        parse(field)
     except ValueError:
-        return None
-
-
-def _iso_date(field: str) -> datetime:
-    # Python 3.10 knows neither "Z" nor the basic form without hyphens.
-    date = datetime.fromisoformat(field.replace("Z", "+00:00"))
-    return date if date.tzinfo is None else _naive(date)
-
-
-def _naive(date: datetime) -> datetime:
-    return date.astimezone(timezone.utc).replace(tzinfo=None)
-
-
-def _parser(form: str) -> Callable[[str], datetime]:
-    return lambda field: datetime.strptime(field, form)
+        return False
+    return True
 
 
 def _refuse_duplicates(dates):
-    for earlier, later in zip(dates, dates[1:], strict=False):
+    for earlier, later in pairwise(dates):
         if earlier == later:
             raise InputError(
                 f"the date {later.isoformat(sep=' ').removesuffix(' 00:00:00')} "
@@ -226,9 +241,3 @@ def _on_steps(values, steps):
     total = np.bincount(steps[known], values[known], minlength=steps[-1] + 1)
     with np.errstate(invalid="ignore"):
         return total / count, int(np.sum(count[count > 1]))
-
-
-def _later(clock, steps):
-    if isinstance(clock, Counted):
-        return Counted(clock.first + steps)
-    return type(clock)(clock.time(steps), *list(vars(clock).values())[1:])

@@ -48,6 +48,8 @@ from numbagru.kernels.tiles import add_product, tile_rows
 # Rows of a tile of weight gradients, and so of the packed inputs and states.
 _GROUP = 8
 # A chunk's samples fit into half of a 1 MiB second-level cache, within these bounds.
+# For wide layers 64, whose gradients of one panel take half of the first-level cache:
+# with 128 the backward pass took 1.8 times as long at 256 units.
 _CHUNK_BYTES = 2**19
 _FEWEST_SAMPLES, _MOST_SAMPLES = 64, 512
 _MOST_BLOCK_ROWS = 32
@@ -149,16 +151,25 @@ def _capacity(T, F, U, width, size, rows):
 
 
 @routine
-def _add_columns(m, columns, a, a_row, b, b_column, K, c, c_row, width):
-    """``c += a b`` for m rows, all columns, three vectors at a time."""
-    v = 0
-    while v < columns:
-        n = 3 if v + 3 <= columns else 1
-        add_product(
-            m, n, a, a_row, 1, at(b, v * b_column), width, b_column, K,
-            at(c, v * width), c_row, width,
-        )  # fmt: skip
-        v += n
+def _add_rows(n, columns, a, a_row, b, b_column, K, c, width, most):
+    """``c += a b`` for n rows and all columns; c has a row of `columns` vectors.
+
+    Rows outside: with columns outside, in blocks of k or not, the whole backward pass
+    took 1.4 times as long at 256 units and more.
+    """
+    c_row = columns * width
+    i = 0
+    while i < n:
+        m = tile_rows(n - i, most)
+        v = 0
+        while v < columns:
+            wide = 3 if v + 3 <= columns else 1
+            add_product(
+                m, wide, at(a, i * a_row), a_row, 1, at(b, v * b_column), width,
+                b_column, K, at(c, i * c_row + v * width), c_row, width,
+            )  # fmt: skip
+            v += wide
+        i += m
 
 
 @routine
@@ -297,7 +308,6 @@ def _step_reset_after(a, w, act, rec, d_act, d_rec, b, n, t, first, capacity):
     width, most, size = vector_lanes(a.x), most_rows(a.x), tile_size(a.x)
     F, U = a.F, a.U
     P = (U + width - 1) // width
-    V = P * width
     group = _up(F, _GROUP) // _GROUP
     i = 0
     while i < n:
@@ -313,11 +323,10 @@ def _step_reset_after(a, w, act, rec, d_act, d_rec, b, n, t, first, capacity):
                 _emit_sum(a, w, gate, i, m, p, first, capacity, size)
             _emit_factor(a, w, H, i, m, p, group, first, capacity, size)
             _keep_dh(a, w, b, i, m, p, t, size)
-        _add_columns(
-            m, P, at(w.e, (4 * i + 1) * U), 4 * U, a.recurrent,
-            3 * U * width, 3 * U, at(w.dh, i * V), V, width,
-        )  # fmt: skip
         i += m
+    _add_rows(
+        n, P, at(w.e, U), 4 * U, a.recurrent, 3 * U * width, 3 * U, w.dh, width, most
+    )
 
 
 @section
@@ -328,31 +337,34 @@ def _step_reset_before(a, w, act, rec, d_act, d_rec, b, n, t, first, capacity):
     V = P * width
     group = _up(F, _GROUP) // _GROUP
     inner_group = group + _up(V, _GROUP) // _GROUP
+    for j in range(n * V):
+        w.inner[j] = 0
     i = 0
     while i < n:
         m = tile_rows(n - i, most)
         count = _up(m * width, D_BLOCK)
-        inner = at(w.inner, i * V)
-        for j in range(m * V):
-            inner[j] = 0
         for p in range(P):
             _load_tile(a, w, b, i, m, p, t)
             d_next_state(act, rec, d_act, w.s, size, count, U)
             _clear_masked(a, w, b, i, m, t, (D_HH, RECURRENT), size, width)
-            for gate in range(1):
-                _emit_sum(a, w, gate, i, m, p, first, capacity, size)
+            _emit_sum(a, w, 0, i, m, p, first, capacity, size)
             _emit_factor(a, w, RECURRENT, i, m, p, inner_group, first, capacity, size)
-        _add_columns(
-            m, P, at(w.e, 4 * i * U), 4 * U,
-            at(a.recurrent, 2 * U * width), 3 * U * width, U, inner, V, width,
-        )  # fmt: skip
+        i += m
+    _add_rows(
+        n, P, w.e, 4 * U, at(a.recurrent, 2 * U * width), 3 * U * width, U, w.inner,
+        width, most,
+    )  # fmt: skip
+    i = 0
+    while i < n:
+        m = tile_rows(n - i, most)
+        count = _up(m * width, D_BLOCK)
         for p in range(P):
             _load_tile(a, w, b, i, m, p, t)
             d_next_state(act, rec, d_act, w.s, size, count, U)
             for r in range(m):
                 copy_vector(
                     at(w.s, D_RECURRENT * size + r * width),
-                    at(inner, r * V + p * width),
+                    at(w.inner, (i + r) * V + p * width),
                 )
             d_gates_reset_before(rec, d_rec, w.s, size, count, U)
             _clear_masked(a, w, b, i, m, t, (D_Z, D_R, H), size, width)
@@ -360,11 +372,10 @@ def _step_reset_before(a, w, act, rec, d_act, d_rec, b, n, t, first, capacity):
                 _emit_sum(a, w, gate, i, m, p, first, capacity, size)
             _emit_factor(a, w, H, i, m, p, group, first, capacity, size)
             _keep_dh(a, w, b, i, m, p, t, size)
-        _add_columns(
-            m, P, at(w.e, (4 * i + 1) * U), 4 * U, a.recurrent,
-            3 * U * width, 2 * U, at(w.dh, i * V), V, width,
-        )  # fmt: skip
         i += m
+    _add_rows(
+        n, P, at(w.e, U), 4 * U, a.recurrent, 3 * U * width, 2 * U, w.dh, width, most
+    )
 
 
 @section
@@ -373,20 +384,15 @@ def _input_gradient(a, w, b, n, t):
     width, most = vector_lanes(a.x), most_rows(a.x)
     F, U = a.F, a.U
     FV = _up(F, width)
-    i = 0
-    while i < n:
-        m = tile_rows(n - i, most)
-        for j in range(m * FV):
-            w.d_x[j] = 0
-        _add_columns(
-            m, FV // width, at(w.e, 4 * i * U), 4 * U, a.kernel,
-            3 * U * width, 3 * U, w.d_x, FV, width,
-        )  # fmt: skip
-        for r in range(m):
-            target = at(a.d_x, (b + i + r) * a.d_x_row + t * a.d_x_step)
-            for f in range(F):
-                target[f] = w.d_x[r * FV + f]
-        i += m
+    for j in range(n * FV):
+        w.d_x[j] = 0
+    _add_rows(
+        n, FV // width, w.e, 4 * U, a.kernel, 3 * U * width, 3 * U, w.d_x, width, most
+    )
+    for i in range(n):
+        target = at(a.d_x, (b + i) * a.d_x_row + t * a.d_x_step)
+        for f in range(F):
+            target[f] = w.d_x[i * FV + f]
 
 
 @routine
@@ -472,20 +478,25 @@ def _unpack(a, w, d_W, d_R, d_bias):
     width = vector_lanes(a.x)
     F, U = a.F, a.U
     inputs = _up(F, _GROUP)
-    rows = w.groups * _GROUP
     for p in range((U + width - 1) // width):
         first = p * width
-        for j in range(min(width, U - first)):
-            u = first + j
+        count = min(width, U - first)
+        for k in range(F + U):
+            row = p * w.groups * _GROUP + (k if k < F else inputs + k - F)
             for g in range(3):
-                for k in range(F):
-                    spot = ((p * rows + k) * 3 + (g + 1) % 3) * width + j
-                    d_W[k, g, u] = w.gradient[spot]
-                for k in range(U):
-                    spot = ((p * rows + inputs + k) * 3 + g) * width + j
-                    d_R[k, g, u] = w.gradient[spot]
-                d_bias[g, u] = w.bias[(p * 4 + (g + 1) % 3) * width + j]
-            d_bias[3, u] = w.bias[(p * 4 + 3) * width + j]
+                # Inputs have the candidate first, states have it last.
+                gate = (g + 1) % 3 if k < F else g
+                source = at(w.gradient, (row * 3 + gate) * width)
+                if k < F:
+                    for j in range(count):
+                        d_W[k, g, first + j] = source[j]
+                else:
+                    for j in range(count):
+                        d_R[k - F, g, first + j] = source[j]
+        for j in range(count):
+            for g in range(3):
+                d_bias[g, first + j] = w.bias[(p * 4 + (g + 1) % 3) * width + j]
+            d_bias[3, first + j] = w.bias[(p * 4 + 3) * width + j]
 
 
 def _part_of(step, reset_after):
@@ -505,7 +516,7 @@ def _part_of(step, reset_after):
 
     @section
     def allocated(a, act, rec, d_act, d_rec, x, rows_per_part, k, d_W, d_R, d_bias):
-        width, most = vector_lanes(a.x), most_rows(a.x)
+        width = vector_lanes(a.x)
         T, F, U = a.T, a.F, a.U
         V = _up(U, width)
         rows = min(rows_per_part, _MOST_BLOCK_ROWS)
@@ -515,7 +526,7 @@ def _part_of(step, reset_after):
         inner = 0 if reset_after else rows * V
         total = (
             D_SECTIONS * tile_size(a.x) + V * capacity * 4 + factors * capacity * _GROUP
-            + rows * (4 * U + 2 * V) + inner + most * _up(F, width)
+            + rows * (4 * U + 2 * V) + inner + rows * _up(F, width)
             + V * groups * _GROUP * 3 + V * 4
         )  # fmt: skip
         work = np.empty(total, x.dtype)
@@ -527,7 +538,7 @@ def _part_of(step, reset_after):
         d_output = at(dh, rows * V)
         d_inner = at(d_output, rows * V)
         d_x = at(d_inner, inner)
-        gradient = at(d_x, most * _up(F, width))
+        gradient = at(d_x, rows * _up(F, width))
         bias = at(gradient, V * groups * _GROUP * 3)
         w = Work(V, groups, s, d, factor, e, dh, d_output, d_inner, d_x, gradient, bias)
         first, stop = k * rows_per_part, min(a.B, (k + 1) * rows_per_part)

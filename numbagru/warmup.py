@@ -1,0 +1,67 @@
+"""Compiling the kernels ahead of their first use."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+
+from numbagru.layers import GRU
+from numbagru.machine import cache_folder
+
+# One row, and enough work for all threads: the two may run different kernels.
+_SHAPES = ((1, 4, 8), (64, 32, 8))
+_UNITS = 32
+
+
+class Warmed(NamedTuple):
+    """A configuration whose kernels are ready now."""
+
+    title: str
+    kernel: str
+    seconds: float
+    compiled: bool
+
+
+def warmup(quick: bool = False) -> Iterator[Warmed]:
+    """Compile and cache the kernels of the usual configurations, one by one.
+
+    Parameters
+    ----------
+    quick : bool, default False
+        Only those of the default layer, in float32.
+
+    Yields
+    ------
+    Warmed
+        `compiled` is False when the cache had them, or has no folder to write to.
+    """
+    dtypes = ("float32",) if quick else ("float32", "float64")
+    variants = [{}] if quick else [{}, {"reset_after": False}, {"use_cudnn": False}]
+    for dtype, arguments, training in product(dtypes, variants, (False, True)):
+        layer = GRU(_UNITS, dtype=dtype, **arguments)
+        before = _cached_files()
+        start = time.perf_counter()
+        for shape in _SHAPES:
+            x = np.zeros(shape, dtype)
+            if training:
+                y, pullback = layer.vjp(x)
+                pullback(y)
+            else:
+                layer(x)
+        seconds = time.perf_counter() - start
+        given = "".join(f" {key}={value}" for key, value in arguments.items())
+        yield Warmed(
+            f"{'training' if training else 'inference'} {dtype}{given}",
+            layer.explain(_SHAPES[1]).partition(":")[0],
+            seconds,
+            _cached_files() > before,
+        )
+
+
+def _cached_files() -> int:
+    folder = cache_folder()
+    return 0 if folder is None else sum(1 for _ in folder.glob("*.nbc"))
