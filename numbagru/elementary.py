@@ -151,7 +151,7 @@ def log1p_unit(x):
 
 @scalar
 def erf(x):
-    """The error function."""
+    """Return the error function."""
     one = type(x)(1)
     size = clip(abs(x), type(x)(0), type(x)(7))
     centre = _erfc_centre(x)

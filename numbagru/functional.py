@@ -103,8 +103,10 @@ class Weights:
         bias = None if self.bias is None else np.shape(self.bias)
         bias_shape = (2, 3 * U) if config.reset_after else (3 * U,)
         expected = (3 * U,), (U, 3 * U), bias_shape if config.use_bias else None
-        types = {W.dtype.name, R.dtype.name}
-        if (W.shape[1:], R.shape, bias) != expected or types != {config.dtype}:
+        types = {W.dtype, R.dtype}
+        if (W.shape[1:], R.shape, bias) != expected or types != {
+            np.dtype(config.dtype)
+        }:
             raise ValueError(
                 f"`weights` must have shapes (features, {3 * U}), {expected[1]} and "
                 f"{expected[2]}, and dtype {config.dtype}, to fit the layer. Received: "
@@ -154,7 +156,7 @@ class _Inference:
         if type(x) is not np.ndarray or x.dtype is not self.dtype or x.ndim != 3:
             return None
         B, T, F = x.shape
-        if F != self.features or not x.flags.c_contiguous or not x.flags.aligned:
+        if self.features != F or not x.flags.c_contiguous or not x.flags.aligned:
             return None
         dtype, U = self.dtype, self.units
         y = np.empty((B, T, U), dtype) if self.sequences else self.none
@@ -169,8 +171,9 @@ def _real_array(value: Any, name: str, dtype: str) -> np.ndarray:
     array = np.asarray(value)
     if array.dtype.kind not in "fiub":
         raise TypeError(
-            f"`{name}` must be an array of real numbers. Received: dtype={array.dtype}. "
-            "Convert it first, for example with `.astype('float32')`."
+            f"`{name}` must be an array of real numbers. Received: "
+            f"dtype={array.dtype}. Convert it first, for example with "
+            "`.astype('float32')`."
         )
     if array.dtype != dtype or not array.flags.aligned:
         array = array.astype(dtype)
@@ -422,7 +425,8 @@ def gru_vjp(
         What `gru` returns.
     pullback : callable
         ``pullback(d_last_output, d_outputs, d_state) -> Gradients``; None stands for
-        zero. May be called any number of times.
+        zero. May be called any number of times, while x and initial_state, which are
+        not copied, stay as they are.
     """
     call, factor = _call(
         config, weights, x, initial_state, mask, input_dropout, recurrent_dropout
@@ -476,7 +480,7 @@ def rows_per_part(B: int, F: int, U: int, itemsize: int) -> int:
     weights; few rows are split in two so that two threads have work.
     """
     least = 8 if U < 64 else 16 if U < 256 else 32
-    if B <= 2 * least:
+    if 2 * least >= B:
         least = max(1, math.ceil(B / 2))
     bytes_each = (F + U) * 3 * U * itemsize
     parts = max(2, min(_MOST_PARTS, _PART_BYTES // max(1, bytes_each)))

@@ -19,7 +19,13 @@ from __future__ import annotations
 import numpy as np
 
 from numbagru._jit import routine, scalar, section
-from numbagru.activations import apply_row, chain_row, evaluate, of_input, slope
+from numbagru.activations.compiled import (
+    apply_row,
+    chain_row,
+    evaluate,
+    of_input,
+    slope,
+)
 from numbagru.scalar import fma
 
 BLOCK = 16
@@ -49,13 +55,13 @@ def d_blend(d, z, h_tm1, hh):
 
 @scalar
 def candidate_sum(r, recurrent, x_h):
-    """The candidate's pre-activation with the reset gate after the product."""
+    """Sum up the candidate, with the reset gate after the product."""
     return fma(r, recurrent, x_h)
 
 
 @scalar
 def reset_state(r, h_tm1):
-    """The state in the candidate's product with the reset gate before it."""
+    """Reset the state that enters the candidate's product."""
     return r * h_tm1
 
 
@@ -113,7 +119,7 @@ def step_reset_after(act, rec, s, n, count, units):
 
 @section
 def gates_reset_before(rec, s, n, count, units):
-    """The gates and r * h_tm1, which the kernel multiplies into HH before next_state."""
+    """From sums to gates and r * h_tm1, whose product the kernel then adds to HH."""
     _gates(rec, s, n, units)
     z, z_sum = np.uintp(Z * n), np.uintp(Z_SUM * n)
     r, r_sum = np.uintp(R * n), np.uintp(R_SUM * n)
@@ -141,13 +147,13 @@ D_SECTIONS = 10
 
 @scalar
 def _value(act, kept):
-    """A gate from what was kept of it."""
+    """Restore a gate from what was kept of it."""
     return evaluate(act, kept) if of_input(act) else kept
 
 
 @section
 def d_next_state(act, rec, d_act, s, n, count, units):
-    """Undo `next_state`: gradients of z, of the candidate's sum and of the old state."""
+    """Undo `next_state`: gradients of z, the candidate's sum and the old state."""
     z, hh, h = np.uintp(Z * n), np.uintp(HH * n), np.uintp(H * n)
     d, d_z, d_hh = np.uintp(D * n), np.uintp(D_Z * n), np.uintp(D_HH * n)
     for block in range(0, count, D_BLOCK):

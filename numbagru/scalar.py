@@ -33,7 +33,7 @@ def fma_of(builder: ir.IRBuilder, kind: ir.Type) -> ir.Function:
 
 @intrinsic
 def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
-    """``a * b + c`` with one rounding; all three of one float type."""
+    """Return ``a * b + c`` with one rounding; all three of one float type."""
     if not (a == b == c and isinstance(a, types.Float)):
         return None
 
@@ -92,7 +92,7 @@ def constant(single: float, double: float) -> Any:
 
 
 def polynomial(single: Sequence[float], double: Sequence[float]) -> Any:
-    """Make ``p(x)`` by Horner's rule in fma, lowest power first, for each float type."""
+    """Make ``p(x)`` by Horner's rule in fma for each float type, lowest power first."""
 
     @intrinsic
     def horner(typingctx: Any, x: Any) -> Any:

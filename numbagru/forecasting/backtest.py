@@ -190,26 +190,21 @@ def table(result: BackTest, label: Callable[[int], str] = str) -> str:
     names = {trial.origin: label(trial.origin - 1) for trial in result.trials}
     width = max(8, *map(len, names.values()))
     digits = _digits(measured(result.trials, "baseline")[1].mae)
-    heads = ["MAE", "RMSE", "MASE", "MAE", "RMSE", "MASE"]
+    heads = [*2 * ("MAE", "RMSE", "MASE"), "skill"]
     lines = [
         f"{'':{width + 8}}{'seasonal naive + drift':>27}{'GRU':>27}",
-        f"{'known to':{width}}  values"
-        + "".join(f"{h:>9}" for h in heads)
-        + "    skill",
+        f"{'known to':{width}}{'values':>8}" + "".join(f"{h:>9}" for h in heads),
     ]
     groups = [(names[trial.origin], [trial]) for trial in result.trials]
     for name, trials in [*groups, ("all", result.trials)]:
         count, naive = measured(trials, "baseline")
         _, gru = measured(trials, "gru")
         cells = [
-            *(
-                _cell(naive.mae, digits),
-                _cell(naive.rmse, digits),
-                _cell(naive.mase, 2),
-            ),
-            *(_cell(gru.mae, digits), _cell(gru.rmse, digits), _cell(gru.mase, 2)),
-            f"{1 - gru.mae / naive.mae:+.0%}" if naive.mae > 0 else "-",
+            _cell(value, decimals)
+            for m in (naive, gru)
+            for value, decimals in ((m.mae, digits), (m.rmse, digits), (m.mase, 2))
         ]
+        cells.append(f"{1 - gru.mae / naive.mae:+.0%}" if naive.mae > 0 else "-")
         row = "".join(f"{cell:>9}" for cell in cells)
         lines.append(f"{name:{width}}{count:8d}{row}")
     return "\n".join(lines)

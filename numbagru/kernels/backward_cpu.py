@@ -1,8 +1,8 @@
 """Backward on register tiles, for every scalar activation and mask.
 
 In parallel (kernels/threads.py): parts of rows; each adds up its own weight gradients,
-and the caller adds the parts in order. A part goes through its rows in blocks, and a block through time in
-chunks of a few hundred samples (row and step), backward:
+and the caller adds the parts in order. A part goes through its rows in blocks, and a
+block through time in chunks of some hundred samples (row and step), backward:
     per step   gates from what was saved, gradients of the sums (gates.py), products
                with the transposed weights for the old state and the inputs
     per chunk  products of inputs and states with those gradients, which are still in
@@ -144,7 +144,7 @@ def _active(a, b, t):
 
 @routine
 def _capacity(T, F, U, width, size, rows):
-    """Samples in a chunk: whole steps of `rows` rows."""
+    """Count the samples of a chunk: whole steps of `rows` rows."""
     per_sample = (5 * _up(U, width) + F) * size
     fit = max(_FEWEST_SAMPLES, min(_MOST_SAMPLES, _CHUNK_BYTES // per_sample))
     return max(1, min(T, fit // rows)) * rows
@@ -202,8 +202,8 @@ def _load_tile(a, w, b, i, m, p, t):
         row = b + i + r
         saved = at(a.saved, (row * T + t) * 4 * V + first)
         lane = r * width
-        for section in range(4):
-            copy_vector(at(s, section * size + lane), at(saved, section * V))
+        for gate in range(4):
+            copy_vector(at(s, gate * size + lane), at(saved, gate * V))
         h = at(s, H * size + lane)
         if t > 0:
             copy_vector(h, at(a.states, (row * T + t - 1) * V + first))
@@ -555,7 +555,8 @@ _part_reset_before = _part_of(_step_reset_before, False)
 
 def backward_reset_after(
     act, rec, d_act, d_rec, first, stop, x, h0, mask, kernel, recurrent, zero_output,
-    first_is_state, d_y, d_last, d_state, saved, states, rows_per_part, d_x, d_h0, d_W, d_R, d_bias,
+    first_is_state, d_y, d_last, d_state, saved, states, rows_per_part, d_x, d_h0,
+    d_W, d_R, d_bias,
 ):  # fmt: skip
     """Run the parts from `first` to `stop`."""
     a = _arrays(
@@ -570,7 +571,8 @@ def backward_reset_after(
 
 def backward_reset_before(
     act, rec, d_act, d_rec, first, stop, x, h0, mask, kernel, recurrent, zero_output,
-    first_is_state, d_y, d_last, d_state, saved, states, rows_per_part, d_x, d_h0, d_W, d_R, d_bias,
+    first_is_state, d_y, d_last, d_state, saved, states, rows_per_part, d_x, d_h0,
+    d_W, d_R, d_bias,
 ):  # fmt: skip
     """Run the parts from `first` to `stop`."""
     a = _arrays(
@@ -589,9 +591,9 @@ def _signature(real, act, rec, d_act, d_rec):
 
     flag, mask = types.boolean, types.Array(types.uint8, 2, "A")
     return (
-        act, rec, d_act, d_rec, types.intp, types.intp, array(3, "A"), array(2), mask, array(1), array(1), flag,
-        flag, array(3, "A"), array(2), array(2), array(4), array(3), types.intp,
-        array(3, "A"), array(2), array(4), array(4), array(3),
+        act, rec, d_act, d_rec, types.intp, types.intp, array(3, "A"), array(2), mask,
+        array(1), array(1), flag, flag, array(3, "A"), array(2), array(2), array(4),
+        array(3), types.intp, array(3, "A"), array(2), array(4), array(4), array(3),
     )  # fmt: skip
 
 

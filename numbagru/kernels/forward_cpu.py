@@ -147,10 +147,10 @@ def _active(a, b, t):
 
 @routine
 def _any_active(a, b, m, t):
+    active = False
     for i in range(b, b + m):
-        if _active(a, i, t):
-            return True
-    return False
+        active |= _active(a, i, t)
+    return active
 
 
 @routine
@@ -491,7 +491,7 @@ def saved_width(real: types.Float, units: int) -> int:
 
 
 def block_rows(B: int, threads: int) -> int:
-    """Rows of a block: one block per thread, whole tiles, the weights' reuse in cache."""
+    """Give each thread one block, of whole tiles, small enough for its cache."""
     rows = -(-B // threads)
     if rows >= 8:
         rows = padded(rows, 8)

@@ -1,9 +1,9 @@
 """Plain loops for every configuration: obvious, always right, the others' yardstick.
 
-Threads share the rows (forward) or the parts of rows (backward). Per row and step: the inputs
-as each gate sees them (dropout), the sums in the order of the contract, the gates.
-The contract is in kernels/__init__.py; x_drop (3, B, F) and h_drop (3, B, U) are the
-dropout multipliers per gate, (0, 0, 0) for none.
+Threads share the rows (forward) or the parts of rows (backward). Per row and step: the
+inputs as each gate sees them (dropout), the sums in the order of the contract, the
+gates. The contract is in kernels/__init__.py; x_drop (3, B, F) and h_drop (3, B, U) are
+the dropout multipliers per gate, (0, 0, 0) for none.
 """
 
 from __future__ import annotations
@@ -264,9 +264,9 @@ def _forward_signature(real, act, rec):
 
     flag, mask = types.boolean, types.Array(types.uint8, 2, "A")
     return (
-        act, rec, types.intp, types.intp, flag, array(3, "A"), array(2), mask, array(2), array(2), array(2),
-        array(3), array(3), flag, flag, array(3, "A"), array(2), array(2), array(4),
-        array(3),
+        act, rec, types.intp, types.intp, flag, array(3, "A"), array(2), mask, array(2),
+        array(2), array(2), array(3), array(3), flag, flag, array(3, "A"), array(2),
+        array(2), array(4), array(3),
     )  # fmt: skip
 
 
@@ -276,9 +276,10 @@ def _backward_signature(real, act, rec, d_act, d_rec):
 
     flag, mask = types.boolean, types.Array(types.uint8, 2, "A")
     return (
-        act, rec, d_act, d_rec, types.intp, types.intp, flag, array(3, "A"), array(2), mask, array(2), array(2),
-        array(3), array(3), flag, flag, array(3, "A"), array(2), array(2), array(4),
-        array(3), types.intp, array(3, "A"), array(2), array(4), array(4), array(3),
+        act, rec, d_act, d_rec, types.intp, types.intp, flag, array(3, "A"), array(2),
+        mask, array(2), array(2), array(3), array(3), flag, flag, array(3, "A"),
+        array(2), array(2), array(4), array(3), types.intp, array(3, "A"), array(2),
+        array(4), array(4), array(3),
     )  # fmt: skip
 
 

@@ -81,7 +81,7 @@ def pointer(typingctx: Any, array: Any) -> Any:
 
 @intrinsic
 def hold(typingctx: Any, array: Any) -> Any:
-    """Do nothing, but keep the array alive up to here for those who have its address."""
+    """Keep the array alive up to here, for those who have its address."""
 
     def codegen(context, builder, signature, args):
         return context.get_dummy_value()

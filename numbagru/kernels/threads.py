@@ -9,6 +9,7 @@ spend (there ``prange`` takes 2 µs).
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -37,7 +38,7 @@ def split(count: int, run: Callable[[int, int], None], most: int | None = None) 
     edges = [count * i // threads for i in range(threads + 1)]
     others = [
         _pool().submit(run, first, stop)
-        for first, stop in zip(edges[1:], edges[2:], strict=False)
+        for first, stop in itertools.pairwise(edges[1:])
     ]
     try:
         run(0, edges[1])

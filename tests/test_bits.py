@@ -1,0 +1,321 @@
+"""The same bits whatever the batch, the threads, the chunks of time and the CPU."""
+
+import os
+import platform
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from numbagru.config import GRUConfig
+from numbagru.functional import Weights, gru, gru_vjp
+from numbagru.kernels.simd import registers_of
+
+VARIANTS = [(True, "float32"), (False, "float64")]
+
+
+@dataclass
+class Problem:
+    """A layer, its inputs, and how to run it on some of the rows."""
+
+    B: int
+    T: int
+    F: int
+    U: int
+    variant: tuple[bool, str]
+    family: str | bool
+    masked: bool
+    seed: int
+
+    def __post_init__(self):
+        self.rng = np.random.default_rng(self.seed)
+        reset_after, dtype = self.variant
+        self.config = self.config_of()
+        F, U = self.F, self.U
+        bias = (2, 3 * U) if reset_after else (3 * U,)
+        arrays = (self.normal(*shape) for shape in [(F, 3 * U), (U, 3 * U), bias])
+        self.weights = Weights(*arrays, reset_after)
+        self.x = self.normal(self.B, self.T, F)
+        self.h0 = self.normal(self.B, U)
+        self.mask = self.rng.random((self.B, self.T)) < 0.6 if self.masked else None
+        self.d = (
+            self.normal(self.B, U),
+            self.normal(self.B, self.T, U),
+            self.normal(self.B, U),
+        )
+
+    def __repr__(self):
+        return (
+            f"{self.B}x{self.T}x{self.F}x{self.U} {self.variant} use_cudnn="
+            f"{self.family} masked={self.masked} seed={self.seed}"
+        )
+
+    def config_of(self, **changes):
+        reset_after, dtype = self.variant
+        return GRUConfig(
+            units=self.U,
+            reset_after=reset_after,
+            dtype=dtype,
+            use_cudnn=self.family,
+            return_sequences=True,
+            # Outputs are states then, so that every chunk of time has the same.
+            compat="keras3-jax",
+            **changes,
+        )
+
+    def normal(self, *shape):
+        return self.rng.normal(size=shape).astype(self.variant[1])
+
+    def forward(self, rows=slice(None), steps=slice(None), h0=None):
+        mask = None if self.mask is None else self.mask[rows, steps]
+        h0 = self.h0[rows] if h0 is None else h0
+        return gru(self.config, self.weights, self.x[rows, steps], h0, mask)
+
+    def gradients(self, rows=slice(None)):
+        mask = None if self.mask is None else self.mask[rows]
+        _, pullback = gru_vjp(
+            self.config, self.weights, self.x[rows], self.h0[rows], mask
+        )
+        return pullback(*(d[rows] for d in self.d))
+
+
+problems = st.builds(
+    Problem,
+    B=st.integers(1, 20),
+    T=st.integers(0, 6),
+    F=st.integers(1, 9),
+    U=st.sampled_from([1, 5, 8, 15, 16, 17, 33, 48, 70]),
+    variant=st.sampled_from(VARIANTS),
+    family=st.sampled_from(["auto", False]),
+    masked=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+
+
+def same(results, expected):
+    """Compare bits; the sign of zero and the kind of NaN count."""
+    results, expected = list(results), list(expected)
+    assert len(results) == len(expected)
+    for result, right in zip(results, expected, strict=True):
+        assert result.shape == right.shape
+        assert result.dtype == right.dtype
+        assert result.tobytes() == right.tobytes()
+
+
+@given(problems, st.data())
+def test_rows_do_not_depend_on_the_batch(problem, data):
+    """Any rows, in any order, alone or together: outputs and their own gradients."""
+    indices = st.integers(0, problem.B - 1)
+    rows = data.draw(st.lists(indices, min_size=1, max_size=2 * problem.B))
+    whole, part = problem.forward(), problem.forward(rows)
+    same(part, [array[rows] for array in whole])
+    whole, part = problem.gradients(), problem.gradients(rows)
+    same(part[:2], [array[rows] for array in whole[:2]])
+
+
+@given(problems)
+def test_each_row_alone(problem):
+    whole, gradients = problem.forward(), problem.gradients()
+    for b in range(problem.B):
+        row = slice(b, b + 1)
+        same(problem.forward(row), [array[row] for array in whole])
+        same(problem.gradients(row)[:2], [array[row] for array in gradients[:2]])
+
+
+@given(problems, st.data())
+def test_chunks_of_time_are_the_whole(problem, data):
+    last, outputs, state = problem.forward()
+    cuts = data.draw(st.lists(st.integers(0, problem.T), max_size=3).map(sorted))
+    edges = [0, *cuts, problem.T]
+    h, chunks = problem.h0, []
+    for start, stop in zip(edges, edges[1:], strict=False):
+        last_of_chunk, y, h = problem.forward(steps=slice(start, stop), h0=h)
+        chunks.append(y)
+    same([last_of_chunk, np.concatenate(chunks, 1), h], [last, outputs, state])
+
+
+@given(problems)
+def test_ways_to_say_the_same(problem):
+    """Time first, or backwards through reversed sequences, changes no bit."""
+    x, h0, mask = problem.x, problem.h0, problem.mask
+    last, outputs, state = problem.forward()
+    major = problem.config_of(time_major=True)
+    swapped = None if mask is None else mask.T
+    results = gru(major, problem.weights, x.swapaxes(0, 1), h0, swapped)
+    same([results[0], results[1].swapaxes(0, 1), results[2]], [last, outputs, state])
+    backwards = problem.config_of(go_backwards=True)
+    flipped = None if mask is None else mask[:, ::-1]
+    results = gru(backwards, problem.weights, x[:, ::-1], h0, flipped)
+    same(results, [last, outputs, state])
+
+
+@given(problems)
+def test_all_forward_kernels_agree(problem):
+    """Without a state, without a mask, with saving for backward, plain or in tiles."""
+    x, mask = problem.x, problem.mask
+    zeros = np.zeros_like(problem.h0)
+    ones = np.ones(x.shape[:2])
+    expected = gru(problem.config, problem.weights, x, zeros, mask)
+    same(gru(problem.config, problem.weights, x, None, mask), expected)
+    same(gru_vjp(problem.config, problem.weights, x, None, mask)[0], expected)
+    problem.family = not problem.family
+    same(gru(problem.config_of(), problem.weights, x, None, mask), expected)
+    unmasked = gru(problem.config, problem.weights, x, zeros)
+    same(gru(problem.config, problem.weights, x, zeros, ones), unmasked)
+
+
+@given(problems, st.data())
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_nan_stays_in_its_row(bad, problem, data):
+    """Outputs and own gradients of the other rows do not change."""
+    b = data.draw(st.integers(0, problem.B - 1))
+    others = np.arange(problem.B) != b
+    clean, gradients = problem.forward(), problem.gradients()
+    problem.x[b] = bad
+    problem.h0[b] = bad
+    same(
+        [array[others] for array in problem.forward()],
+        [array[others] for array in clean],
+    )
+    same(
+        [array[others] for array in problem.gradients()[:2]],
+        [array[others] for array in gradients[:2]],
+    )
+
+
+@given(problems)
+def test_nothing_under_the_mask_is_read(problem):
+    problem.mask = problem.rng.random((problem.B, problem.T)) < 0.6
+    results = []
+    for garbage in (0, 1e30, np.nan, np.inf, -np.inf):
+        problem.x[~problem.mask] = garbage
+        results.append([*problem.forward(), *problem.gradients()])
+    for other in results[1:]:
+        same(other, results[0])
+    assert all(np.isfinite(array).all() for array in results[0])
+    assert not results[0][3][~problem.mask].any()
+
+
+@given(problems)
+def test_pullback_may_be_called_again(problem):
+    arguments = problem.config, problem.weights, problem.x, problem.h0, problem.mask
+    outputs, pullback = gru_vjp(*arguments)
+    first = pullback(*problem.d)
+    pullback(*outputs)
+    same(pullback(*problem.d), first)
+
+
+# Large enough for several threads, and for more blocks and parts of rows than threads.
+LARGE = [
+    Problem(B, T, F, U, variant, family, masked, seed=0)
+    for B, T, F, U in [(33, 5, 17, 70), (300, 4, 8, 33), (2, 100, 4, 40)]
+    for variant in VARIANTS
+    for family in ("auto", False)
+    for masked in (False, True)
+]
+
+
+def everything(problem):
+    inference = gru(problem.config, problem.weights, problem.x)
+    return [*inference, *problem.forward(), *problem.gradients()]
+
+
+@pytest.fixture
+def threads():
+    """Give numba.set_num_threads, undone after the test."""
+    before = numba.get_num_threads()
+    yield numba.set_num_threads
+    numba.set_num_threads(before)
+
+
+@pytest.mark.skipif(
+    numba.config.NUMBA_NUM_THREADS < 2, reason="Numba has one thread on this machine"
+)
+@pytest.mark.parametrize("problem", LARGE, ids=repr)
+def test_threads_of_numba(problem, threads):
+    results = []
+    for count in range(1, min(4, numba.config.NUMBA_NUM_THREADS) + 1):
+        threads(count)
+        results.append(everything(problem))
+    for other in results[1:]:
+        same(other, results[0])
+
+
+@pytest.mark.parametrize("family", ["auto", False])
+def test_threads_of_python(family):
+    """Many callers at once, on the same weights, in large and in small calls."""
+    problems = [problem for problem in LARGE if problem.family == family]
+    problems += [Problem(2, 3, 4, 5, variant, family, True, 1) for variant in VARIANTS]
+    expected = [everything(problem) for problem in problems]
+    with ThreadPoolExecutor(8) as pool:
+        for results in pool.map(lambda _: list(map(everything, problems)), range(8)):
+            for result, right in zip(results, expected, strict=True):
+                same(result, right)
+
+
+def features(*names):
+    """Whether this is an x86-64 machine with these features."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return all(llvm.get_host_cpu_features().get(name) for name in names)
+
+
+@pytest.mark.skipif(
+    not features("avx2", "fma"), reason="needs x86-64 with AVX2, to go back to SSE"
+)
+def test_cpus():
+    """Vectors of 16 bytes without fma, of 32 bytes, and this machine's."""
+    program = Path(__file__).with_name("digest.py")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(program.parents[1]), *sys.path]),
+    }
+    # The features as well: Numba would add those of this machine to the named CPU's.
+    targets = [
+        {"NUMBA_CPU_NAME": "nehalem", "NUMBA_CPU_FEATURES": ""},
+        {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": ""},
+        {},
+    ]
+    running = [
+        subprocess.Popen(
+            [sys.executable, program],
+            env={**environment, **target},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for target in targets
+    ]
+    printed = [process.communicate()[0].split() for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0]
+    assert [lines[0] for lines in printed[:2]] == ["16", "32"]
+    assert len({digest for _, digest in printed}) == 1
+
+
+@pytest.mark.parametrize(
+    ("triple", "cpu", "registers"),
+    [
+        ("x86_64-unknown-linux-gnu", "skylake-avx512", (64, 32)),
+        ("x86_64-unknown-linux-gnu", "haswell", (32, 16)),
+        ("x86_64-unknown-linux-gnu", "nehalem", (16, 16)),
+        ("x86_64-pc-windows-msvc", "skylake-avx512", (64, 32)),
+        ("aarch64-unknown-linux-gnu", "generic", (16, 32)),
+        ("arm64-apple-darwin", "apple-m1", (16, 32)),
+    ],
+)
+def test_vector_registers(triple, cpu, registers):
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    try:
+        target = llvm.Target.from_triple(triple)
+    except RuntimeError:
+        pytest.skip(f"this llvmlite cannot compile for {triple}")
+    machine = target.create_target_machine(cpu=cpu, features="")
+    assert registers_of(machine) == registers
