@@ -11,7 +11,9 @@ from typing import Any
 
 from numba import njit
 from numba.core import types
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
 
 # error_model="numpy": 1/0 is inf as in NumPy, and no division carries a branch that
 # would keep the loop around it from being vectorised.
@@ -71,11 +73,10 @@ class Kernel:
         parallel: bool = False,
     ) -> None:
         self.name = function.__name__
-        options = {**OPTIONS, "nogil": True, "parallel": parallel}
+        self._function = function
         self._signature = signature
-        self._cached = njit(**options)(function)
-        self._uncached = njit(**options)(function)
-        self._cache_ready = False
+        self._options = {**OPTIONS, "nogil": True, "parallel": parallel}
+        self._dispatchers: dict[Any, Any] = {}
         self._entries: dict[Any, Callable[..., None]] = {}
 
     def entry(
@@ -84,29 +85,38 @@ class Kernel:
         """Compile, or load from the disk cache, and return the machine code's entry."""
         key = (real, *activation_types)
         entry = self._entries.get(key)
-        if entry is None:
-            arguments = self._signature(real, *activation_types)
-            # A user's function has no stable identity on disk (numba#6972): kernels
-            # that contain one live as long as the process.
-            own = any(isinstance(t, types.Dispatcher) for t in activation_types)
-            dispatcher = self._uncached if own else self._with_cache()
-            dispatcher.compile(arguments)
-            entry = dispatcher.overloads[arguments].entry_point
-            self._entries[key] = entry
-        return entry
+        if entry is not None:
+            return entry
+        with global_compiler_lock:
+            if key not in self._entries:
+                self._entries[key] = self._compiled(key)
+        return self._entries[key]
 
-    def _with_cache(self) -> Any:
-        if not self._cache_ready:
+    def _compiled(self, key: Any) -> Callable[..., None]:
+        arguments = self._signature(*key)
+        dispatcher = self._dispatchers[key] = njit(**self._options)(self._function)
+        # A user's function has no stable identity on disk (numba#6972): kernels that
+        # contain one live as long as the process.
+        if not any(isinstance(t, types.Dispatcher) for t in arguments):
             # RuntimeError: nowhere to write (a read-only install without a home).
             with contextlib.suppress(RuntimeError):
-                self._cached._cache = _Cache(self._cached.py_func)
-            self._cache_ready = True
-        return self._cached
+                dispatcher._cache = _Cache(self._function, arguments)
+        dispatcher.compile(arguments)
+        return dispatcher.overloads[arguments].entry_point
 
 
 class _Cache(FunctionCache):
-    """Numba's function cache with a stamp over the whole package."""
+    """Numba's function cache with one file per compiled version.
 
-    def __init__(self, py_func: Callable[..., Any]) -> None:
-        super().__init__(py_func)
-        self._cache_file._source_stamp = source_stamp()
+    The name has all that the code depends on. Numba's own file lists all versions of a
+    function: processes that compile at the same time overwrite each other's lists and
+    may find the wrong code, and the list of an older package is unpickled, which fails
+    when a class in it has moved, before its stamp tells that it is old.
+    """
+
+    def __init__(self, function: Callable[..., None], arguments: Any) -> None:
+        super().__init__(function)
+        target = cpu_target.target_context.codegen().magic_tuple()
+        version = repr((source_stamp(), arguments, target)).encode()
+        name = f"{self._impl.filename_base}-{hashlib.sha256(version).hexdigest()[:16]}"
+        self._cache_file = IndexDataCacheFile(self._cache_path, name, source_stamp())

@@ -32,8 +32,10 @@ MAY_IMPORT = {
     ),
     "training": "registry activations random layers",
     "compat": "layers",
-    "forecasting": "layers training",
-    "__main__": "layers training forecasting",
+    "forecasting": "initializers layers training",
+    "machine": "kernels",
+    "warmup": "layers machine",
+    "__main__": "forecasting machine warmup",
 }
 THIRD_PARTY = {"numba", "numpy"}
 LLVM_ROOMS = {"scalar", "kernels"}

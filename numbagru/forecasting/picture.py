@@ -73,7 +73,7 @@ def draw(
 
     for axes in (whole, recent):
         axes.set_ylabel(value)
-    errors.set_ylabel("forecast - observed")
+    errors.set_ylabel(f"error ({unit})" if unit else "error")
     errors.set_xlabel(series.axis)
     for axes in (whole, recent, errors):
         axes.margins(x=0.01)
@@ -98,7 +98,7 @@ def _claim(result):
 
 
 def _trials(axes, errors, series, trials):
-    """Draw the first forecast of each training, and below how wrong it was."""
+    """Draw the first forecast of each training, and below forecast - observed."""
     for i, trial in enumerate(trials):
         steps = range(trial.origin, trial.origin + trial.truth.shape[1])
         times = [series.clock.time(step) for step in steps]
