@@ -31,7 +31,9 @@ def split(count: int, run: Callable[[int, int], None], most: int | None = None) 
 
     As many threads as numba.get_num_threads() allows, and not more than `most`.
     """
-    threads = min(get_num_threads(), count, most or count)
+    threads = count if most is None else min(count, most)
+    if threads > 1:
+        threads = min(threads, get_num_threads())
     if threads <= 1:
         run(0, count)
         return

@@ -13,6 +13,11 @@ from numbagru.config import check_trainable
 from numbagru.layers.variable import Variable
 
 
+# Attributes of these types are passed over at once: every training step looks for the
+# weights several times.
+_ATOMS = frozenset({bool, int, float, str, type(None), dict, np.ndarray})
+
+
 class WeightHolder:
     """The part of `Layer` that keeps weights: its own, and those of sublayers."""
 
@@ -40,6 +45,8 @@ class WeightHolder:
         """Layers held in attributes, also in lists, in the order of assignment."""
         found: dict[int, WeightHolder] = {}
         for value in vars(self).values():
+            if type(value) in _ATOMS:
+                continue
             for item in value if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(item, WeightHolder):
                     found.setdefault(id(item), item)
