@@ -12,7 +12,6 @@ from numbagru import initializers, regularizers
 from numbagru.config import check_trainable
 from numbagru.layers.variable import Variable
 
-
 # Attributes of these types are passed over at once: every training step looks for the
 # weights several times.
 _ATOMS = frozenset({bool, int, float, str, type(None), dict, np.ndarray})
