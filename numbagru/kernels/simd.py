@@ -362,8 +362,7 @@ def product_tile(rows: int, columns: int) -> Any:
 def _call_outlined(builder: Any, name: str, emit_body: Any, args: Any) -> None:
     """Call a function of its own that LLVM keeps apart.
 
-    Inlined at every call, the tiles made the backward kernel three times as large to
-    compile; the call costs about 10 cycles, a tile at least 200.
+    A backward kernel calls each tile from several places; so it holds the code once.
     """
     kind = ir.FunctionType(ir.VoidType(), [arg.type for arg in args])
     function = cgutils.get_or_insert_function(builder.module, kind, name)

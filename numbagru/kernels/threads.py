@@ -1,9 +1,9 @@
-"""Splitting work over Python threads, for kernels that run for a millisecond or more.
+"""Splitting work over Python threads.
 
-Kernels release the GIL. Against ``prange`` this halves the time to compile and needs no
-threading layer of Numba's, so nothing can go wrong when callers come from many threads
-at once; but handing over costs some 30 µs, which only the inference kernel cannot
-spend (there ``prange`` takes 2 µs).
+Kernels release the GIL. Against ``prange`` the backward kernel compiles in 10 s instead
+of 16, and it needs no threading layer of Numba's, so nothing can go wrong when callers
+come from many threads at once; but handing over takes some 70 µs, which inference
+cannot spend: its kernel has ``prange`` too.
 """
 
 from __future__ import annotations
