@@ -252,13 +252,21 @@ def _info(arguments):
 def _warmup(arguments):
     from numbagru import machine, warmup
 
+    problem = machine.cache_problem()
+    if problem is not None:
+        raise InputError(problem)
     total = 0
     for warmed in warmup.warmup(arguments.quick):
-        how = "compiled" if warmed.compiled else "ready"
+        names = ", ".join(warmed.compiled)
+        how = f"compiled {names}" if names else "was ready"
         total += warmed.seconds
-        print(f"{warmed.seconds:6.1f} s  {how:8}  {warmed.kernel:10}  {warmed.title}")
+        print(f"{warmed.seconds:6.1f} s  {warmed.kernel}  {warmed.title}: {how}")
     print(f"{total:6.1f} s  in all")
-    print(f"cache: {machine.cache_folder() or 'no folder can be written'}")
+    sizes = machine.cached_files().values()
+    print(
+        f"cache: {machine.cache_folder()}, {len(sizes)} files, "
+        f"{sum(sizes) / 2**20:.1f} MiB"
+    )
 
 
 if __name__ == "__main__":

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from numba import njit
+from numba import config, njit
 from numba.core import types
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
+from numba.core.runtime import rtsys
 
 # error_model="numpy": 1/0 is inf as in NumPy, and no division carries a branch that
 # would keep the loop around it from being vectorised.
@@ -50,8 +53,12 @@ def source_stamp() -> str:
     return digest.hexdigest()
 
 
+# Taken now: at the first call the files may be newer than what was imported of them.
+source_stamp()
+
+
 class Kernel:
-    """A function that is compiled once per float type and combination of activations.
+    """A function that is compiled once per key: float type, types of activations.
 
     Calls go to the compiled entry point and skip Numba's type dispatch (about 1 µs for
     fifteen arguments), so the caller must pass just the types of `signature`.
@@ -61,29 +68,23 @@ class Kernel:
     function
         The Python function.
     signature
-        ``signature(real, *activation_types)`` gives the tuple of argument types.
-    parallel
-        Compile ``prange`` for Numba's thread pool.
+        ``signature(*key)`` gives the tuple of argument types.
     """
 
     def __init__(
         self,
         function: Callable[..., None],
         signature: Callable[..., tuple[types.Type, ...]],
-        parallel: bool = False,
     ) -> None:
         self.name = function.__name__
         self._function = function
         self._signature = signature
-        self._options = {**OPTIONS, "nogil": True, "parallel": parallel}
+        self._options = {**OPTIONS, "nogil": True}
         self._dispatchers: dict[Any, Any] = {}
         self._entries: dict[Any, Callable[..., None]] = {}
 
-    def entry(
-        self, real: types.Float, *activation_types: types.Type
-    ) -> Callable[..., None]:
+    def entry(self, *key: types.Type) -> Callable[..., None]:
         """Compile, or load from the disk cache, and return the machine code's entry."""
-        key = (real, *activation_types)
         entry = self._entries.get(key)
         if entry is not None:
             return entry
@@ -98,11 +99,49 @@ class Kernel:
         # A user's function has no stable identity on disk (numba#6972): kernels that
         # contain one live as long as the process.
         if not any(isinstance(t, types.Dispatcher) for t in arguments):
-            # RuntimeError: nowhere to write (a read-only install without a home).
-            with contextlib.suppress(RuntimeError):
+            folder = cache_folder(self._function)
+            problem = cache_problem(folder)
+            if problem is not None:
+                _warn_once(problem)
+            if folder is not None:
                 dispatcher._cache = _Cache(self._function, arguments)
         dispatcher.compile(arguments)
         return dispatcher.overloads[arguments].entry_point
+
+
+def cache_folder(function: Callable[..., None]) -> Path | None:
+    """Return where Numba keeps what it compiles of `function`, None for nowhere.
+
+    It takes the first that can be written of NUMBA_CACHE_DIR, ``__pycache__`` beside
+    the sources, and the user's cache folder.
+    """
+    try:
+        return Path(FunctionCache(function).cache_path)
+    except RuntimeError:
+        return None
+
+
+def cache_problem(folder: Path | None) -> str | None:
+    """Say why a `cache_folder` is not the one that was asked for; None if it is."""
+    wanted = config.CACHE_DIR
+    if folder is None:
+        given = f" Received: NUMBA_CACHE_DIR={wanted!r}" if wanted else ""
+        return (
+            "No folder for compiled kernels can be written: each process compiles them "
+            f"anew. Set NUMBA_CACHE_DIR to a folder that can be written.{given}"
+        )
+    if wanted and not folder.is_relative_to(wanted):
+        return (
+            "NUMBA_CACHE_DIR cannot be written: compiled kernels are kept in "
+            f"{folder}. Set it to a folder that can be written, or unset it. Received: "
+            f"NUMBA_CACHE_DIR={wanted!r}"
+        )
+    return None
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 class _Cache(FunctionCache):
@@ -120,3 +159,30 @@ class _Cache(FunctionCache):
         version = repr((source_stamp(), arguments, target)).encode()
         name = f"{self._impl.filename_base}-{hashlib.sha256(version).hexdigest()[:16]}"
         self._cache_file = IndexDataCacheFile(self._cache_path, name, source_stamp())
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Load the machine code without all that Numba needs to compile.
+
+        Numba's own method first imports every function that it knows, and
+        scipy.linalg with them: 0.3 s. Code that is compiled needs the symbols of the
+        runtime alone.
+        """
+        rtsys.initialize(target_context)
+        try:
+            return self._load_overload(sig, target_context)
+        except (OSError, EOFError, pickle.UnpicklingError):
+            # Another user's, or cut off when the machine went down: begin anew.
+            with contextlib.suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep the machine code; go on without where it cannot be written."""
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            _warn_once(
+                f"Compiled kernels cannot be kept in {self.cache_path}: "
+                f"{error.strerror}. Each process compiles them anew. Make room there, "
+                "or set NUMBA_CACHE_DIR to another folder."
+            )

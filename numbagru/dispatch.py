@@ -61,7 +61,7 @@ KERNELS = (
         forward_cpu.forward,
         backward_cpu.backward,
         forward_cpu.saved_width,
-        (_fused, _scalar_activations, _no_dropout_per_gate),
+        (_fused, _scalar_activations),
     ),
     Row(
         "cpu_plain",

@@ -16,6 +16,17 @@ import numpy as np
 from numbagru import dispatch
 from numbagru.kernels import forward_cpu, panels
 from numbagru.kernels.call import REAL, Call, Cotangents, Outputs, Parts
+from numbagru.kernels.threads import get_num_threads, set_num_threads
+
+__all__ = [
+    "Gradients",
+    "Weights",
+    "explain",
+    "get_num_threads",
+    "gru",
+    "gru_vjp",
+    "set_num_threads",
+]
 
 # Rows whose weight gradients are added up before they meet those of other rows: never
 # more parts than this, nor more memory for them.
@@ -60,7 +71,7 @@ class Weights:
         self.recurrent_kernel = np.ascontiguousarray(recurrent_kernel)
         self.bias = bias
         self.reset_after = reset_after
-        self._prepared: tuple[Any, _Inference | None] | None = None
+        self._prepared: tuple[Any, Callable[..., Any]] | None = None
         self._fits: Any = None  # the config that was checked last
 
     def __getstate__(self) -> dict[str, Any]:
@@ -88,11 +99,21 @@ class Weights:
         real = REAL[self.kernel.dtype]
         return panels.pack(real, self.kernel, self.recurrent_kernel, self.sum_bias)
 
-    def inference(self, config: Any) -> _Inference | None:
-        """Give the prepared call for a config; the last one is remembered."""
+    def inference(self, config: Any) -> Inference | None:
+        """Prepare calls with a config; None where the general call is needed."""
+        family = dispatch.select(_problem(config, False))
+        self.check(config)
+        plain = not (config.go_backwards or config.time_major)
+        ours = family.forward is forward_cpu.forward
+        return Inference(config, self) if plain and ours else None
+
+    def call(self, config: Any) -> Callable[..., Any]:
+        """Give `Inference.call` for a config; the last one is remembered."""
         prepared = self._prepared  # which another thread may replace at any time
         if prepared is None or prepared[0] is not config:
-            prepared = self._prepared = (config, _Inference.of(config, self))
+            inference = self.inference(config)
+            call = _general if inference is None else inference.call
+            prepared = self._prepared = (config, call)
         return prepared[1]
 
     def check(self, config: Any) -> None:
@@ -121,8 +142,8 @@ class Weights:
         return panels.pack_transposed(real, self.kernel, self.recurrent_kernel)
 
 
-class _Inference:
-    """The tile kernels called with sequences alone, everything else bound before.
+class Inference:
+    """The tile kernels called with sequences and states, everything else bound before.
 
     A step of one row takes the kernel a microsecond; the checks and allocations of the
     general call take thirty.
@@ -130,41 +151,80 @@ class _Inference:
 
     def __init__(self, config: Any, weights: Weights) -> None:
         self.dtype = np.dtype(config.dtype)
-        self.sequences = config.return_sequences
-        self.both = config.return_state and not self.sequences
-        self.features, self.units = weights.kernel.shape[0], config.units
+        self.units = config.units
         self.run = forward_cpu.prepare(
             config.activation,
             config.recurrent_activation,
             config.reset_after,
             REAL[self.dtype],
             weights.panels,
+            lambda: threads_of(config),
         )
-        self.none = np.empty((0, 0, 0), self.dtype)
+        self.no_sequence = np.empty((0, 0, 0), self.dtype)
+        self.call = self._caller(config, weights.kernel.shape[0])
 
-    @classmethod
-    def of(cls, config: Any, weights: Weights) -> _Inference | None:
-        """Prepare, or None where the general call is needed."""
-        family = dispatch.select(_problem(config, False))
-        weights.check(config)
-        plain = not (config.go_backwards or config.time_major)
-        ours = family.forward is forward_cpu.forward
-        return cls(config, weights) if plain and ours else None
+    def _caller(self, config: Any, features: int) -> Callable[..., Any]:
+        """Make ``call(x, h0)``: outputs as of `gru`, None where x or h0 needs more.
 
-    def __call__(self, x: Any) -> tuple[Any, Any, Any] | None:
-        """Run, or None where x needs more than this."""
-        if type(x) is not np.ndarray or x.dtype is not self.dtype or x.ndim != 3:
-            return None
-        B, T, F = x.shape
-        if self.features != F or not x.flags.c_contiguous or not x.flags.aligned:
-            return None
-        dtype, U = self.dtype, self.units
-        y = np.empty((B, T, U), dtype) if self.sequences else self.none
-        last = np.empty((B, U), dtype)
-        # Without a mask the last output is the state.
-        state = np.empty((B, U), dtype) if self.both else last
-        self.run(x, y, last, state)
-        return last, (y if self.sequences else None), state
+        A closure, because looking up ten attributes takes a tenth of the call.
+        """
+        run, dtype, units = self.run, self.dtype, self.units
+        sequences = config.return_sequences
+        both = config.return_state and not sequences
+        no_sequence = self.no_sequence
+        no_state, no_work = np.empty((0, 0), dtype), np.empty(0, dtype)
+        ndarray, empty = np.ndarray, np.empty
+
+        def call(x: Any, h0: Any = None) -> tuple[Any, Any, Any] | None:
+            if type(x) is not ndarray or x.dtype is not dtype or x.ndim != 3:
+                return None
+            B, T, F = x.shape
+            flags = x.flags
+            if F != features or not flags.c_contiguous or not flags.aligned:
+                return None
+            if h0 is None:
+                h0 = no_state
+            elif (
+                type(h0) is not ndarray
+                or h0.dtype is not dtype
+                or h0.shape != (B, units)
+                or not h0.flags.c_contiguous
+                or not h0.flags.aligned
+            ):
+                return None
+            y = empty((B, T, units), dtype) if sequences else no_sequence
+            last = empty((B, units), dtype)
+            # Without a mask the last output is the state.
+            state = empty((B, units), dtype) if both else last
+            run(x, h0, y, last, state, no_work)
+            return last, (y if sequences else None), state
+
+        return call
+
+    def stepper(self, x: np.ndarray, state: np.ndarray, output: np.ndarray) -> Any:
+        """Make ``step()``: one step from x (B, 1, F), which updates the state (B, U).
+
+        All arrays are used again and again, and so is the memory to work with.
+        """
+        work = np.empty(
+            forward_cpu.work_size(REAL[self.dtype], len(x), self.units), self.dtype
+        )
+        run, none = self.run, self.no_sequence
+
+        def step() -> None:
+            run(x, state, none, output, state, work)
+
+        return step
+
+
+def _general(x: Any, h0: Any) -> None:
+    """Stand for `Inference.call` where every call needs the general one."""
+
+
+def threads_of(config: Any) -> int:
+    """How many threads a layer's call may use."""
+    most = get_num_threads()
+    return most if config.threads is None else min(most, config.threads)
 
 
 def _real_array(value: Any, name: str, dtype: str) -> np.ndarray:
@@ -388,14 +448,8 @@ def gru(
     ValueError
         For wrong shapes.
     """
-    if (
-        initial_state is None
-        and mask is None
-        and input_dropout is None
-        and recurrent_dropout is None
-    ):
-        inference = weights.inference(config)
-        result = None if inference is None else inference(x)
+    if mask is None and input_dropout is None and recurrent_dropout is None:
+        result = weights.call(config)(x, initial_state)
         if result is not None:
             return result
     call, _ = _call(
@@ -404,7 +458,7 @@ def gru(
     per_gate = call.x_drop.size > 0 or call.h_drop.size > 0
     family = dispatch.select(_problem(config, per_gate))
     out = _outputs(config, call, None)
-    family.forward(call, out)
+    family.forward(call, out, threads_of(config))
     return _public(config, out)
 
 
@@ -437,7 +491,7 @@ def gru_vjp(
     family = dispatch.select(_problem(config, per_gate))
     width = family.saved_width(call.real, config.units)
     out = _outputs(config, call, width)
-    family.forward(call, out)
+    family.forward(call, out, threads_of(config))
 
     def pullback(
         d_last_output: Any = None, d_outputs: Any = None, d_state: Any = None
@@ -509,7 +563,7 @@ def _backward(
         R=np.empty((count, U, 3, U), dtype),
         bias=np.empty((count, 4, U), dtype),
     )
-    family.backward(call, given, out, rows, parts)
+    family.backward(call, given, out, rows, parts, threads_of(config))
     if factor is not None:
         d_x_rows *= factor
     W, R, bias = _total(parts.W), _total(parts.R), _total(parts.bias)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numba
 import numpy as np
-from numba.core.caching import FunctionCache
 from numba.core.registry import cpu_target
 
 import numbagru
+from numbagru import _jit
 from numbagru.kernels import plain_cpu, simd
+from numbagru.kernels.threads import get_num_threads
 
 # Of the many features that compilers know, those that decide how fast kernels are.
 _FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512vl", "neon", "sve")
@@ -33,30 +34,28 @@ def describe() -> dict[str, str]:
         "CPU": f"{cpu} ({', '.join(known) or 'no vector extensions'})",
         "vectors": f"{registers} registers of {8 * vector_bytes} bits: "
         f"{vector_bytes // 4} float32 or {vector_bytes // 8} float64",
-        "threads": f"{numba.get_num_threads()} of {os.cpu_count()} CPUs "
-        f"(NUMBA_NUM_THREADS), threading layer {_threading_layer()}",
+        "threads": f"{get_num_threads()} of {os.cpu_count()} CPUs "
+        "(NUMBA_NUM_THREADS, numbagru.set_num_threads)",
         "GPU": _gpu(),
-        "kernel cache": str(cache_folder() or "none: no folder can be written"),
+        "kernel cache": cache_problem() or str(cache_folder()),
     }
 
 
 def cache_folder() -> Path | None:
     """Return where compiled kernels are kept, None if nowhere can be written."""
-    try:
-        return Path(FunctionCache(plain_cpu.plain_forward).cache_path)
-    except RuntimeError:
-        return None
+    return _jit.cache_folder(plain_cpu.plain_forward)
 
 
-def _threading_layer() -> str:
-    # Numba names the layer once its threads run; a kernel of ours would compile first.
-    from numba.np.ufunc import parallel
+def cache_problem() -> str | None:
+    """Say why kernels are not kept where they should be; None if they are."""
+    return _jit.cache_problem(cache_folder())
 
-    try:
-        parallel._launch_threads()
-        return parallel.threading_layer()
-    except ValueError as error:
-        return f"none ({error})"
+
+def cached_files() -> dict[str, int]:
+    """Return name and bytes of each file of compiled kernels, of any version."""
+    folder = cache_folder()
+    found = [] if folder is None else [*folder.glob("*.nb[ic]")]
+    return {path.name: path.stat().st_size for path in found}
 
 
 def _gpu() -> str:

@@ -31,6 +31,21 @@ def fma_of(builder: ir.IRBuilder, kind: ir.Type) -> ir.Function:
     )
 
 
+def outlined(
+    module: ir.Module, name: str, arguments: Sequence[ir.Type], emit: Any
+) -> ir.Function:
+    """Return a function of its own that LLVM keeps apart: ``emit(builder, args)``."""
+    kind = ir.FunctionType(ir.VoidType(), arguments)
+    function = cgutils.get_or_insert_function(module, kind, name)
+    if function.is_declaration:
+        function.linkage = "linkonce_odr"
+        function.attributes.add("noinline")
+        builder = ir.IRBuilder(function.append_basic_block("entry"))
+        emit(builder, function.args)
+        builder.ret_void()
+    return function
+
+
 @intrinsic
 def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     """Return ``a * b + c`` with one rounding; all three of one float type."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 
 from numbagru.layers import GRU
-from numbagru.machine import cache_folder
+from numbagru.machine import cached_files
 
 # One row, and enough work for all threads: the two may run different kernels.
 _SHAPES = ((1, 4, 8), (64, 32, 8))
@@ -18,12 +18,16 @@ _UNITS = 32
 
 
 class Warmed(NamedTuple):
-    """A configuration whose kernels are ready now."""
+    """A configuration whose kernels are ready now.
+
+    `compiled` are the functions that were compiled for it and put into the cache; none
+    where it had them all.
+    """
 
     title: str
     kernel: str
     seconds: float
-    compiled: bool
+    compiled: tuple[str, ...]
 
 
 def warmup(quick: bool = False) -> Iterator[Warmed]:
@@ -37,13 +41,12 @@ def warmup(quick: bool = False) -> Iterator[Warmed]:
     Yields
     ------
     Warmed
-        `compiled` is False when the cache had them, or has no folder to write to.
     """
     dtypes = ("float32",) if quick else ("float32", "float64")
     variants = [{}] if quick else [{}, {"reset_after": False}, {"use_cudnn": False}]
     for dtype, arguments, training in product(dtypes, variants, (False, True)):
         layer = GRU(_UNITS, dtype=dtype, **arguments)
-        before = _cached_files()
+        before = cached_files()
         start = time.perf_counter()
         for shape in _SHAPES:
             x = np.zeros(shape, dtype)
@@ -58,10 +61,10 @@ def warmup(quick: bool = False) -> Iterator[Warmed]:
             f"{'training' if training else 'inference'} {dtype}{given}",
             layer.explain(_SHAPES[1]).partition(":")[0],
             seconds,
-            _cached_files() > before,
+            _functions(cached_files().keys() - before.keys()),
         )
 
 
-def _cached_files() -> int:
-    folder = cache_folder()
-    return 0 if folder is None else sum(1 for _ in folder.glob("*.nbc"))
+def _functions(files: Iterable[str]) -> tuple[str, ...]:
+    """Return the functions in files named ``module.function-line.version``."""
+    return tuple(sorted({name.partition("-")[0] for name in files}))

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import numbagru
+
 PACKAGE = Path(__file__).parents[1] / "numbagru"
 
 # A room is a module or a folder of the package. Imports go down only: a room may import
@@ -33,7 +35,7 @@ MAY_IMPORT = {
     "training": "registry activations random layers",
     "compat": "layers",
     "forecasting": "initializers layers training",
-    "machine": "kernels",
+    "machine": "_jit kernels",
     "warmup": "layers machine",
     "__main__": "forecasting machine warmup",
 }
@@ -105,14 +107,35 @@ def test_compile_options_stand_in_one_place(room):
                 assert not used & COMPILE_OPTIONS, f"{path.name}:{node.lineno}"
 
 
-def test_import_is_light():
-    code = (
-        "import sys, numba; before = set(sys.modules); import numbagru; "
-        "print(*{name.split('.')[0] for name in set(sys.modules) - before})"
-    )
-    run = subprocess.run(
+def run(code):
+    """Return what a new process prints."""
+    return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    loaded = set(run.stdout.split()) - sys.stdlib_module_names
-    assert "numbagru" in loaded
-    assert loaded <= THIRD_PARTY | {"llvmlite", "numbagru"}
+    ).stdout
+
+
+def test_import_is_light():
+    loaded = run(
+        "import sys, numba; before = set(sys.modules); import numbagru; "
+        "print(*set(sys.modules) - before)"
+    ).split()
+    top = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
+    assert "numbagru" in top
+    assert top <= THIRD_PARTY | {"llvmlite", "numbagru"}
+    later = {"compat", "forecasting", "machine", "training", "warmup", "__main__"}
+    assert not {f"numbagru.{room}" for room in later} & set(loaded)
+    assert not {"argparse", "concurrent.futures"} & set(loaded)
+
+
+def test_every_name_is_there_when_asked_for():
+    assert dir(numbagru) == sorted(numbagru.__all__)
+    code = "import numbagru; print(*[hasattr(numbagru, n) for n in dir(numbagru)])"
+    assert set(run(code).split()) == {"True"}
+    run("from numbagru import *; Sequential([GRU(2)]); compat.v1.GRU(2)")
+    run("import numbagru; numbagru.training.Sequential; numbagru.compat.v2.GRU(2)")
+    run("from numbagru import optimizers; optimizers.Adam()")
+
+
+def test_no_other_names():
+    with pytest.raises(AttributeError, match="'numbagru' has no attribute 'GRV'"):
+        _ = numbagru.GRV

@@ -1,5 +1,10 @@
 """The habits of TensorFlow's Keras, beyond the numbers that test_goldens compares."""
 
+import json
+import pickle
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -137,6 +142,23 @@ def test_round_trip(module):
     saved = layers.serialize(module.GRU(3, name="g"))
     assert saved["module"] == module.__name__
     assert type(layers.deserialize(saved)) is module.GRU
+
+
+@both
+def test_a_new_process_finds_the_classes(module):
+    """They are imported when they are needed, not with the package."""
+    layer = module.Bidirectional(module.GRU(3))
+    saved = json.dumps(layers.serialize(layer))
+    code = (
+        "import json, pickle, sys; from numbagru import layers; "
+        "print('numbagru.compat' in sys.modules); "
+        f"layer = layers.deserialize(json.loads({saved!r})); "
+        f"again = pickle.loads({pickle.dumps(layer)!r}); "
+        "print(type(layer).__module__, type(again.forward_layer).__module__)"
+    )
+    command = [sys.executable, "-c", code]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["False", module.__name__, module.__name__]
 
 
 def test_names_are_those_of_the_other_keras():

@@ -59,6 +59,34 @@ def test_recurrent_dropout_needs_a_mask_for_each_gate():
     assert GRUConfig(4, recurrent_dropout=0.1).implementation == 1
 
 
+def test_threads_reach_every_run_of_a_kernel():
+    assert GRUConfig(4).threads is None
+    assert GRUConfig(4, threads=np.int64(3)).threads == 3
+    layer = layers.GRU(4, threads=2)
+    assert layer.threads == layer.cell.threads == 2
+    pair = layers.Bidirectional(layer)
+    assert pair.forward_layer.threads == pair.backward_layer.threads == 2
+    cells = [layers.GRUCell(4, threads=1), layers.GRUCell(3)]
+    for own, expected in ((None, [1, None]), (5, [5, 5])):
+        stack = layers.RNN(cells, threads=own)
+        assert [config.threads for config in stack._scan.configs] == expected
+
+
+def test_threads_are_saved_where_they_are_set():
+    for layer in (
+        layers.GRU(4, threads=2),
+        layers.GRUCell(4, threads=2),
+        layers.RNN(layers.GRUCell(4), threads=2),
+        v2.GRU(4, threads=2),
+    ):
+        config = layer.get_config()
+        assert config["threads"] == 2
+        assert type(layer).from_config(config).threads == 2
+        for flavor in ("keras3", "tf_keras"):
+            assert "threads" not in layer.to_keras_config(flavor)
+    assert "threads" not in layers.GRU(4).get_config()
+
+
 def test_frozen():
     with pytest.raises(AttributeError):
         GRUConfig(4).units = 5
@@ -89,6 +117,11 @@ REFUSED = [
     ("use_cudnn", None, ValueError, "'auto', True, False"),
     ("implementation", 3, ValueError, "0, 1, 2"),
     ("device", "gpu", ValueError, "'auto', 'cpu', 'cuda'"),
+    ("threads", 0, ValueError, "`threads` must be a positive integer.*or None"),
+    ("threads", -1, ValueError, "`threads` must be a positive integer.*or None"),
+    ("threads", True, ValueError, "`threads` must be a positive integer.*or None"),
+    ("threads", 2.0, ValueError, "`threads` must be a positive integer.*or None"),
+    ("threads", "2", ValueError, "`threads` must be a positive integer.*or None"),
     ("compat", "keras2", ValueError, "'keras3', 'keras3-jax', 'tf_keras', 'tf1'"),
     ("name", "a/b", ValueError, "cannot contain"),
     ("name", 3, ValueError, "must be a string"),

@@ -102,10 +102,81 @@ def test_users_functions_are_not_put_on_disk(cache):
     assert not cache()
 
 
-def test_works_where_nothing_can_be_written(cache, monkeypatch):
+@pytest.fixture
+def once():
+    """Let every test have its warning."""
+    _jit._warn_once.cache_clear()
+    yield
+    _jit._warn_once.cache_clear()
+
+
+@pytest.fixture
+def blocked(tmp_path):
+    """Give a folder that nobody can make, not even root: a file stands in its way."""
+    (tmp_path / "file").touch()
+    return tmp_path / "file" / "folder"
+
+
+def test_works_where_nothing_can_be_written(cache, monkeypatch, once):
     monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
-    run(kernel().entry(types.float32))
+    with pytest.warns(RuntimeWarning, match="No folder.*Set NUMBA_CACHE_DIR to"):
+        run(kernel().entry(types.float32))
+    run(kernel().entry(types.float64), "float64")  # it is said once
     assert not cache()
+
+
+def test_a_cache_folder_that_cannot_be_written_is_named(blocked, monkeypatch, once):
+    other = blocked.parents[1] / "other"
+
+    class Elsewhere(caching.InTreeCacheLocator):
+        def get_cache_path(self):
+            return str(other)
+
+    locators = [caching.UserProvidedCacheLocator, Elsewhere]
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", locators)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(blocked))
+    with pytest.warns(RuntimeWarning, match="NUMBA_CACHE_DIR cannot be writ") as caught:
+        run(kernel().entry(types.float32))
+    message = str(caught[0].message)
+    assert f"kept in {other}" in message
+    assert f"NUMBA_CACHE_DIR={str(blocked)!r}" in message
+    assert len([*other.iterdir()]) == 2
+    run(kernel().entry(types.float64), "float64")  # it is said once
+
+
+def test_nowhere_and_a_bad_folder_are_one_message(blocked, monkeypatch):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(blocked))
+    message = _jit.cache_problem(None)
+    assert message.startswith("No folder")
+    assert f"NUMBA_CACHE_DIR={str(blocked)!r}" in message
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    assert "Received" not in _jit.cache_problem(None)
+    assert _jit.cache_problem(blocked) is None
+
+
+def test_a_full_disk_stops_nobody(cache, monkeypatch, once):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
+    with pytest.warns(RuntimeWarning, match="No space left.*set NUMBA_CACHE_DIR"):
+        run(kernel().entry(types.float32))
+    assert not cache()
+
+
+@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:40], lambda b: b"?"])
+def test_a_damaged_file_is_replaced(cache, suffix, damage):
+    run(kernel().entry(types.float32))
+    for path in cache():
+        if path.suffix == suffix:
+            path.write_bytes(damage(path.read_bytes()))
+    before = cache()
+    run(kernel().entry(types.float32))
+    repaired = cache()
+    assert before != repaired
+    run(kernel().entry(types.float32))
+    assert cache() == repaired
 
 
 def test_entries_are_kept():
@@ -148,32 +219,84 @@ def append(source):
 def test_stamp_changes_with_every_source(copied, monkeypatch, change):
     monkeypatch.setattr(_jit, "__file__", str(copied / "_jit.py"))
     stamp = source_stamp.__wrapped__
-    assert stamp() == source_stamp()
+    before = stamp()
     (copied / "notes.txt").touch()
-    assert stamp() == source_stamp()
+    assert stamp() == before
     change(copied)
-    assert stamp() != source_stamp()
+    assert stamp() != before
 
 
 PACK = """
+import sys
 import numpy as np
 from numba import types
 from numbagru.kernels import panels
 W, R, bias = (np.ones(shape, "float32") for shape in [(1, 3), (1, 3), (4, 1)])
 assert panels.pack(types.float32, W, R, bias).weights.sum() == 6
+print("numba.np.linalg" in sys.modules)
 """
+
+
+def start(root, **environment):
+    """Start a process that packs weights, with the package in `root`."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", PACK],
+        cwd=root,
+        env={**os.environ, "NUMBA_CACHE_DIR": numba.config.CACHE_DIR, **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    """Return whether a process has compiled."""
+    out, _ = process.communicate()
+    assert process.returncode == 0
+    return out == "True\n"
+
+
+def test_loading_needs_nothing_of_the_compiler(cache):
+    """Numba would import all that it can compile, and SciPy: most of a first call."""
+    assert finish(start(PACKAGE.parent))
+    assert not finish(start(PACKAGE.parent))
+
+
+def test_processes_that_start_at_once(cache):
+    processes = [start(PACKAGE.parent) for _ in range(4)]
+    compiled = [finish(process) for process in processes]
+    assert any(compiled)
+    assert sorted(path.suffix for path in cache()) == [".nbc", ".nbi"]
+    assert not finish(start(PACKAGE.parent))
+
+
+def test_a_read_only_install_keeps_kernels_in_the_folder_of_the_user(copied, tmp_path):
+    shutil.rmtree(copied / "kernels" / "__pycache__", ignore_errors=True)
+    (copied / "kernels" / "__pycache__").touch()  # stops root, too
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    for compiles in (True, False):
+        process = start(copied.parent, NUMBA_CACHE_DIR="", **home)
+        assert finish(process) == compiles
+    found = [path for path in tmp_path.rglob("*.nbc") if copied not in path.parents]
+    assert len(found) == 1
+
+
+def test_sources_are_stamped_when_they_are_imported(copied, cache):
+    """What is compiled after an upgrade is the code of before, and kept as such."""
+    upgrade = f"open({str(copied / 'gates.py')!r}, 'a').write('\\n')"
+    code = f"import numbagru; {upgrade}{PACK}"
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "NUMBA_CACHE_DIR": numba.config.CACHE_DIR}
+    subprocess.run(command, cwd=copied.parent, env=environment, check=True)
+    before = cache()
+    assert finish(start(copied.parent))
+    assert before.items() < cache().items()
 
 
 def test_an_edit_anywhere_compiles_anew(copied, cache):
     """In processes, as users have them; gates.py is not where the kernel stands."""
 
     def process():
-        subprocess.run(
-            [sys.executable, "-c", PACK],
-            cwd=copied.parent,
-            env={**os.environ, "NUMBA_CACHE_DIR": numba.config.CACHE_DIR},
-            check=True,
-        )
+        finish(start(copied.parent))
         return {path: when for path, when in cache().items() if path.suffix == ".nbc"}
 
     first = process()

@@ -275,6 +275,7 @@ def test_round_trip_of_what_keras_does_not_save():
         "use_cudnn": False,
         "compat": "keras3-jax",
         "device": "cpu",
+        "threads": 2,
     }
     config = GRU(4, **extra).get_config()
     assert set(config) - set(GRU(4).get_config()) == set(extra)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from numbagru.initializers import Constant
-from numbagru.layers import GRU
+from numbagru.layers import GRU, RNN
 
 CONSTANT = {
     "kernel_initializer": Constant(0.01),
@@ -444,6 +444,18 @@ def test_copies_are_independent(again):
     np.testing.assert_array_equal(layer(x[:, :0], training=False), y)
     with pytest.raises(ValueError, match="read-only"):
         twin.get_weights()[0][0, 0] = 1
+
+
+def test_the_first_call_goes_the_way_of_the_others(monkeypatch):
+    """Two ways are two kernels to compile."""
+
+    def long_way(*args):
+        raise AssertionError
+
+    monkeypatch.setattr(RNN, "__call__", long_way)
+    layer = GRU(2)
+    x = random(2, 5, 3)
+    np.testing.assert_array_equal(layer(x), layer(x))
 
 
 def test_threads_share_a_layer():

@@ -1,11 +1,15 @@
 import csv
 import os
+import re
 import subprocess
 import sys
 
+import numba
 import numpy as np
 import pytest
+from numba.core import caching
 
+import numbagru
 from numbagru import __main__ as command
 from numbagru import machine, warmup
 from numbagru.forecasting import progress
@@ -194,7 +198,7 @@ def test_info_names_every_part(capsys):
     assert all(f"\n{title}" in f"\n{out}" for title in titles)
     assert f"numpy {np.__version__}" in out
     assert str(machine.cache_folder()) in out
-    assert "threading layer" in out
+    assert f"\nthreads       {numbagru.get_num_threads()} of " in out
 
 
 def test_info_survives_a_broken_gpu(monkeypatch):
@@ -207,30 +211,51 @@ def test_info_survives_a_broken_gpu(monkeypatch):
     assert machine.describe()["GPU"] == "none usable (OSError: libcuda is upside down)"
 
 
-def test_no_cache_folder_is_said(monkeypatch):
-    def nowhere(function):
-        raise RuntimeError("no locator available")
-
-    monkeypatch.setattr(machine, "FunctionCache", nowhere)
+def test_no_cache_folder_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
     assert machine.cache_folder() is None
-    assert "no folder" in machine.describe()["kernel cache"]
+    assert machine.cached_files() == {}
+    assert "No folder" in machine.describe()["kernel cache"]
+    assert command.main(["warmup"]) == 2
+    assert_one_line(capsys, "Set NUMBA_CACHE_DIR to a folder that can be written")
+
+
+def test_warmup_refuses_another_folder_than_it_was_given(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    blocked = str(tmp_path / "file" / "folder")
+    monkeypatch.setattr(numba.config, "CACHE_DIR", blocked)
+    assert command.main(["warmup"]) == 2
+    assert_one_line(capsys, f"NUMBA_CACHE_DIR={blocked!r}")
 
 
 def test_warmup_names_what_it_made_ready(capsys):
     assert command.main(["warmup", "--quick"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-2:] for line in lines[:2]] == [
-        ["inference", "float32"],
-        ["training", "float32"],
+    for title, line in zip(("inference", "training"), lines, strict=False):
+        assert re.search(rf" s  cpu_\w+  {title} float32: \w+ ", line)
+    sizes = [
+        path.stat().st_size
+        for path in machine.cache_folder().iterdir()
+        if path.suffix in (".nbi", ".nbc")
     ]
-    assert all("cpu_" in line for line in lines[:2])
-    assert lines[-1] == f"cache: {machine.cache_folder()}"
+    assert lines[-1] == (
+        f"cache: {machine.cache_folder()}, {len(sizes)} files, "
+        f"{sum(sizes) / 2**20:.1f} MiB"
+    )
 
 
-def test_warmup_says_compiled_only_when_a_file_was_added(monkeypatch):
-    counts = iter([3, 4, 4, 4])
-    monkeypatch.setattr(warmup, "_cached_files", lambda: next(counts))
-    assert [one.compiled for one in warmup.warmup(quick=True)] == [True, False]
+def test_warmup_says_what_was_added_to_the_cache(monkeypatch):
+    old = {"panels._pack-33.py311-0123.nbi": 1}
+    new = {
+        **old,
+        "panels._pack-33.py311-4567.nbi": 1,
+        "forward_cpu.run-7.py311-89ab.nbi": 1,
+        "forward_cpu.run-7.py311-89ab.1.nbc": 1,
+    }
+    states = iter([old, new, new, new])
+    monkeypatch.setattr(warmup, "cached_files", lambda: next(states))
+    compiled = [one.compiled for one in warmup.warmup(quick=True)]
+    assert compiled == [("forward_cpu.run", "panels._pack"), ()]
 
 
 def test_help_names_the_commands():

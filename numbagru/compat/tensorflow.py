@@ -16,9 +16,11 @@ class CallOrder:
         mask: Any = None,
         training: bool | None = None,
         initial_state: Any = None,
+        *,
+        lengths: Any = None,
     ) -> Any:
         """Run along time; arguments as in `numbagru.RNN`, in the order of tf.keras."""
-        return super().__call__(inputs, initial_state, mask, training)
+        return super().__call__(inputs, initial_state, mask, training, lengths=lengths)
 
     def get_initial_state(self, inputs: Any) -> list[Any]:
         """Return the zero state, as a list, for the rows of `inputs`."""
@@ -34,9 +36,11 @@ class TrainingFirst:
         training: bool | None = None,
         mask: Any = None,
         initial_state: Any = None,
+        *,
+        lengths: Any = None,
     ) -> Any:
         """Run both layers; arguments as in `numbagru.Bidirectional`."""
-        return super().__call__(inputs, initial_state, mask, training)
+        return super().__call__(inputs, initial_state, mask, training, lengths=lengths)
 
 
 class CellState:

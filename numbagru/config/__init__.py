@@ -27,6 +27,7 @@ from numbagru.config.checks import (
     positive_integer,
     rate,
     seed_or_none,
+    thread_count,
 )
 from numbagru.config.profiles import PROFILES, Profile
 
@@ -171,6 +172,14 @@ class SequenceConfig:
         "str",
         'Where to compute: "cpu", "cuda", or "auto" for where the input lives.',
         one_of("auto", "cpu", "cuda"),
+        cell=True,
+    )
+    threads: int | None = _argument(
+        None,
+        "int",
+        "Most threads that a call may use; None for the limit of the process, see "
+        "`numbagru.set_num_threads`. Values do not depend on it.",
+        thread_count,
         cell=True,
     )
     compat: str = _argument(

@@ -74,11 +74,28 @@ def check_name(value: Any) -> str:
 
 def positive_integer(name: str, value: Any, profile: Profile) -> int:
     """Take an integer from 1 up."""
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value <= 0:
+    if not _is_positive_integer(value):
         raise ValueError(
             f"Received an invalid value for argument `{name}`, "
             f"expected a positive integer, got {value!r}."
+        )
+    return int(value)
+
+
+def _is_positive_integer(value: Any) -> bool:
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return whole and value > 0
+
+
+def thread_count(name: str, value: Any, profile: Profile) -> int | None:
+    """Take an integer from 1 up, or None."""
+    if value is None:
+        return None
+    if not _is_positive_integer(value):
+        raise ValueError(
+            f"`{name}` must be a positive integer, the most threads that a call may "
+            "use, or None for the limit of the process. "
+            f"Received: {name}={value!r}"
         )
     return int(value)
 

@@ -31,6 +31,11 @@ class Call(NamedTuple):
         return REAL[self.x.dtype]
 
     @property
+    def per_gate(self) -> bool:
+        """Whether each gate has dropout of its own."""
+        return self.x_drop.size > 0 or self.h_drop.size > 0
+
+    @property
     def forward_activations(self) -> tuple[tuple[Any, ...], tuple[types.Type, ...]]:
         """Candidate's and gates' activation for `evaluate`, and their Numba types."""
         act, rec = self.activation, self.recurrent_activation
@@ -76,3 +81,27 @@ class Parts(NamedTuple):
     W: np.ndarray
     R: np.ndarray
     bias: np.ndarray
+
+
+def rows_by_end(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sort the rows of a mask (B, T) by their last active step, latest first.
+
+    Rows of one tile then end at about the same time, and no time is spent after that.
+
+    Returns
+    -------
+    order : ndarray (B,)
+        Rows in the order in which kernels take them; none for a mask of size 0.
+    ends : ndarray (B,)
+        Their steps up to the last active one.
+    """
+    if mask.size == 0:
+        return _NO_ROWS, _NO_ROWS
+    T = mask.shape[1]
+    after_last = mask[:, ::-1].argmax(1)
+    ends = np.where(mask.any(1), T - after_last, 0)
+    order = np.argsort(-ends, kind="stable")
+    return order, ends[order]
+
+
+_NO_ROWS = np.empty(0, np.int64)

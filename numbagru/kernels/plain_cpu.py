@@ -39,7 +39,9 @@ from numbagru.gates import (
     step_reset_after,
 )
 from numbagru.kernels.call import Call, Cotangents, Outputs, Parts
-from numbagru.kernels.threads import split
+from numbagru.kernels.simd import pointer
+from numbagru.kernels.team import next_item, sharing
+from numbagru.kernels.threads import WORD_ARRAY, run
 from numbagru.scalar import fma
 
 
@@ -136,16 +138,34 @@ def _forward_row(
     _copy(h, state[b])
 
 
-def plain_forward(
-    act, rec, first, stop, reset_after, x, h0, mask, W, R_, bias, x_drop, h_drop,
-    zero_output, first_is_state, y, last, state, saved, states,
-):  # fmt: skip
-    """Run the rows from `first` to `stop` through all of their steps."""
-    for b in range(first, stop):
+@routine
+def _forward_rows(words, helper, data):
+    (
+        reset_after, act, rec, x, h0, mask, W, R_, bias, x_drop, h_drop,
+        zero_output, first_is_state, y, last, state, saved, states,
+    ) = data  # fmt: skip
+    b = next_item(words, -1)
+    while b < x.shape[0]:
         _forward_row(
             act, rec, reset_after, x, h0, mask, W, R_, bias, x_drop, h_drop,
             zero_output, first_is_state, y, last, state, saved, states, b,
         )  # fmt: skip
+        b = next_item(words, b)
+
+
+_share_rows = sharing(_forward_rows)
+
+
+def plain_forward(
+    act, rec, reset_after, x, h0, mask, W, R_, bias, x_drop, h_drop, zero_output,
+    first_is_state, y, last, state, saved, states, words,
+):  # fmt: skip
+    """Run all rows through all of their steps."""
+    data = (
+        reset_after, act, rec, x, h0, mask, W, R_, bias, x_drop, h_drop,
+        zero_output, first_is_state, y, last, state, saved, states,
+    )  # fmt: skip
+    _share_rows(pointer(words), data)
 
 
 @routine
@@ -239,14 +259,16 @@ def _backward_row(
     _copy(dh, d_h0[b])
 
 
-def plain_backward(
-    act, rec, d_act, d_rec, first, stop, reset_after, x, h0, mask, W, R_, x_drop,
-    h_drop, zero_output, first_is_state, d_y, d_last, d_state, saved, states,
-    rows_per_part, d_x, d_h0, d_W, d_R, d_bias,
-):  # fmt: skip
-    """Run the parts from `first` to `stop` backward, row by row."""
+@routine
+def _backward_parts(words, helper, data):
+    (
+        reset_after, act, rec, d_act, d_rec, x, h0, mask, W, R_, x_drop, h_drop,
+        zero_output, first_is_state, d_y, d_last, d_state, saved, states,
+        rows_per_part, d_x, d_h0, d_W, d_R, d_bias,
+    ) = data  # fmt: skip
     B = x.shape[0]
-    for part in range(first, stop):
+    part = next_item(words, -1)
+    while part < d_W.shape[0]:
         _fill(d_W[part].reshape(-1), 0)
         _fill(d_R[part].reshape(-1), 0)
         _fill(d_bias[part].reshape(-1), 0)
@@ -256,6 +278,24 @@ def plain_backward(
                 zero_output, first_is_state, d_y, d_last, d_state, saved, states,
                 d_x, d_h0, d_W[part], d_R[part], d_bias[part], b,
             )  # fmt: skip
+        part = next_item(words, part)
+
+
+_share_parts = sharing(_backward_parts)
+
+
+def plain_backward(
+    act, rec, d_act, d_rec, reset_after, x, h0, mask, W, R_, x_drop, h_drop,
+    zero_output, first_is_state, d_y, d_last, d_state, saved, states, rows_per_part,
+    d_x, d_h0, d_W, d_R, d_bias, words,
+):  # fmt: skip
+    """Run all parts backward, row by row."""
+    data = (
+        reset_after, act, rec, d_act, d_rec, x, h0, mask, W, R_, x_drop, h_drop,
+        zero_output, first_is_state, d_y, d_last, d_state, saved, states,
+        rows_per_part, d_x, d_h0, d_W, d_R, d_bias,
+    )  # fmt: skip
+    _share_parts(pointer(words), data)
 
 
 def _forward_signature(real, act, rec):
@@ -264,9 +304,9 @@ def _forward_signature(real, act, rec):
 
     flag, mask = types.boolean, types.Array(types.uint8, 2, "A")
     return (
-        act, rec, types.intp, types.intp, flag, array(3, "A"), array(2), mask, array(2),
-        array(2), array(2), array(3), array(3), flag, flag, array(3, "A"), array(2),
-        array(2), array(4), array(3),
+        act, rec, flag, array(3, "A"), array(2), mask, array(2), array(2), array(2),
+        array(3), array(3), flag, flag, array(3, "A"), array(2), array(2), array(4),
+        array(3), WORD_ARRAY,
     )  # fmt: skip
 
 
@@ -276,10 +316,10 @@ def _backward_signature(real, act, rec, d_act, d_rec):
 
     flag, mask = types.boolean, types.Array(types.uint8, 2, "A")
     return (
-        act, rec, d_act, d_rec, types.intp, types.intp, flag, array(3, "A"), array(2),
-        mask, array(2), array(2), array(3), array(3), flag, flag, array(3, "A"),
-        array(2), array(2), array(4), array(3), types.intp, array(3, "A"), array(2),
-        array(4), array(4), array(3),
+        act, rec, d_act, d_rec, flag, array(3, "A"), array(2), mask, array(2),
+        array(2), array(3), array(3), flag, flag, array(3, "A"), array(2), array(2),
+        array(4), array(3), types.intp, array(3, "A"), array(2), array(4), array(4),
+        array(3), WORD_ARRAY,
     )  # fmt: skip
 
 
@@ -292,34 +332,30 @@ def saved_width(real: types.Float, units: int) -> int:
     return units
 
 
-def forward(call: Call, out: Outputs) -> None:
-    """Run the forward kernel."""
+def forward(call: Call, out: Outputs, most: int) -> None:
+    """Run the forward kernel on at most `most` threads."""
     values, kinds = call.forward_activations
-    entry = FORWARD.entry(call.real, *kinds)
-
-    def rows(first: int, stop: int) -> None:
-        entry(
-            *values, first, stop, call.reset_after, call.x, call.h0, call.mask,
-            call.weights.kernel, call.weights.recurrent_kernel, call.weights.sum_bias,
-            call.x_drop, call.h_drop, call.zero_output, call.first_is_state, *out,
-        )  # fmt: skip
-
-    split(call.x.shape[0], rows)
+    arguments = (
+        *values, call.reset_after, call.x, call.h0, call.mask, call.weights.kernel,
+        call.weights.recurrent_kernel, call.weights.sum_bias, call.x_drop, call.h_drop,
+        call.zero_output, call.first_is_state, *out,
+    )  # fmt: skip
+    run(FORWARD.entry(call.real, *kinds), arguments, min(most, call.x.shape[0]))
 
 
 def backward(
-    call: Call, given: Cotangents, out: Outputs, rows_per_part: int, parts: Parts
+    call: Call,
+    given: Cotangents,
+    out: Outputs,
+    rows_per_part: int,
+    parts: Parts,
+    most: int,
 ) -> None:
-    """Run the backward kernel."""
+    """Run the backward kernel on at most `most` threads."""
     values, kinds = call.backward_activations
-    entry = BACKWARD.entry(call.real, *kinds)
-
-    def some(first: int, stop: int) -> None:
-        entry(
-            *values, first, stop, call.reset_after, call.x, call.h0, call.mask,
-            call.weights.kernel, call.weights.recurrent_kernel, call.x_drop,
-            call.h_drop, call.zero_output, call.first_is_state, *given, out.saved,
-            out.states, rows_per_part, *parts,
-        )  # fmt: skip
-
-    split(parts.W.shape[0], some)
+    arguments = (
+        *values, call.reset_after, call.x, call.h0, call.mask, call.weights.kernel,
+        call.weights.recurrent_kernel, call.x_drop, call.h_drop, call.zero_output,
+        call.first_is_state, *given, out.saved, out.states, rows_per_part, *parts,
+    )  # fmt: skip
+    run(BACKWARD.entry(call.real, *kinds), arguments, min(most, parts.W.shape[0]))

@@ -12,12 +12,11 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from numbagru.gates import D_BLOCK
-from numbagru.scalar import fma_of
+from numbagru.scalar import fma_of, outlined
 
 _INDEX = ir.IntType(64)
 # A row alone takes four panels at a time: with the three accumulators of one panel the
@@ -122,8 +121,8 @@ most_rows = _compile_time(
     lambda real: _most_rows(),
 )
 tile_size = _compile_time(
-    "Numbers of one gate in the largest tile, whole blocks of gates.py.",
-    lambda real: _tile_size(real),
+    "Numbers of one gate in the largest tile.",
+    lambda real: tile_size_of(real),
 )
 
 
@@ -131,7 +130,8 @@ def _most_rows() -> int:
     return 8 if vector_registers()[1] == 32 else 4
 
 
-def _tile_size(real: types.Float) -> int:
+def tile_size_of(real: types.Float) -> int:
+    """Count the numbers of one gate in the largest tile: whole blocks of gates.py."""
     return padded(max(_most_rows(), ALONE) * lanes(real), D_BLOCK)
 
 
@@ -193,9 +193,10 @@ class _Emitter:
         return self.builder.shuffle_vector(first, undefined, zeros)
 
     def chain(self, sums, rows, step, columns, column_step, count):
-        """``sums[m][n] += rows[m][k step] * columns[n][k column_step]``, k < count.
+        """``sums[m][n] += rows[m][n][k step] * columns[n][k column_step]``, k < count.
 
-        Gives the new sums; all of them live in registers over the loop.
+        Gives the new sums; all of them live in registers over the loop. Where columns
+        share a row, the very same value in `rows`, it is loaded once.
         """
         builder = self.builder
         before = builder.block
@@ -209,11 +210,14 @@ class _Emitter:
         carried = [builder.phi(self.vector) for _ in flat]
         vectors = [self.load(self.move(column, b)) for column in columns]
         updated = []
-        for m, row in enumerate(rows):
-            value = self.broadcast(builder.load(self.move(row, a)))
-            for n, vector in enumerate(vectors):
+        for m, starts in enumerate(rows):
+            values = {}
+            for n, (start, vector) in enumerate(zip(starts, vectors, strict=True)):
+                if start not in values:
+                    loaded = builder.load(self.move(start, a))
+                    values[start] = self.broadcast(loaded)
                 total = carried[m * len(vectors) + n]
-                updated.append(builder.call(self.fma, [value, vector, total]))
+                updated.append(builder.call(self.fma, [values[start], vector, total]))
         following = builder.add(k, _INDEX(1))
         for phi, start, end in [
             (k, _INDEX(0), following),
@@ -223,7 +227,9 @@ class _Emitter:
         ]:
             phi.add_incoming(start, before)
             phi.add_incoming(end, body)
-        builder.cbranch(builder.icmp_signed("<", following, count), body, after)
+        again = builder.icmp_signed("<", following, count)
+        branch = builder.cbranch(again, body, after)
+        branch.set_metadata("llvm.loop", _never_unrolled(builder.module))
 
         builder.position_at_end(after)
         result = []
@@ -236,31 +242,45 @@ class _Emitter:
         return [result[m * width : (m + 1) * width] for m in range(len(rows))]
 
 
+def _never_unrolled(module: ir.Module) -> Any:
+    """Describe a loop that LLVM is to keep as it is.
+
+    For some CPUs (Zen 4) it takes several rounds of a large tile together, and then
+    the accumulators do not fit into the registers.
+    """
+    disable = module.add_metadata(["llvm.loop.unroll.disable"])
+    loop = module.add_metadata([disable])
+    # LLVM knows the description of a loop by its first operand: itself.
+    loop.operands = loop, disable
+    return loop
+
+
 @functools.cache
-def step_tile(rows: int, panels: int, candidate: bool) -> Any:
+def step_tile(rows: int, panels: int, candidate: bool, per_gate: bool) -> Any:
     """Make the tile of one time step: sums of the three gates, for rows x panels.
 
-    ``tile(x, x_row, F, h, h_row, U, w, w_panel, bias, s)``: x and h are `rows` rows
-    apart by x_row and h_row; w is a packed panel (kernels/panels.py), further panels
+    ``tile(x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s)``: x and h are
+    `rows` rows apart by x_row and h_row; with `per_gate`, each gate has its own, apart
+    by x_gate and h_gate; w is a packed panel (kernels/panels.py), further panels
     w_panel on; bias (panels, 4, lanes). Writes s in sections of (panels, rows, lanes),
     `tile_size` apart: z, r, the candidate's input part and, when `candidate` is set,
     its recurrent part.
     """
 
     @intrinsic
-    def tile(typingctx, x, x_row, F, h, h_row, U, w, w_panel, bias, s):
+    def tile(typingctx, x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s):
         real = x.dtype
         width = lanes(real)
         n = types.intp
-        signature = types.void(x, n, n, x, n, n, x, n, x, x)
+        signature = types.void(x, n, n, n, x, n, n, n, x, n, x, x)
 
         def codegen(context, builder, signature, args):
-            x, x_row, F, h, h_row, U, w, w_panel, bias, s = args
+            x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s = args
             emit = _Emitter(builder, real)
             grid = [(p, m) for p in range(panels) for m in range(rows)]
 
             def spot(gate, p, m):
-                return emit.move(s, gate * _tile_size(real) + (p * rows + m) * width)
+                return emit.move(s, gate * tile_size_of(real) + (p * rows + m) * width)
 
             def bias_of(gate):
                 return [
@@ -268,8 +288,16 @@ def step_tile(rows: int, panels: int, candidate: bool) -> Any:
                     for p in range(panels)
                 ]
 
-            def row_starts(base, stride):
-                return [emit.move(base, emit.times(stride, m)) for m in range(rows)]
+            def row_starts(base, stride, gate_stride, gates):
+                starts = []
+                for m in range(rows):
+                    row = emit.move(base, emit.times(stride, m))
+                    each = [
+                        emit.move(row, emit.times(gate_stride, g)) if per_gate else row
+                        for g in range(gates)
+                    ]
+                    starts.append(each * panels)
+                return starts
 
             def columns(base, gates):
                 return [
@@ -282,7 +310,12 @@ def step_tile(rows: int, panels: int, candidate: bool) -> Any:
             biases = [bias_of(gate) for gate in range(3)]
             start = [biases[g][p] for p in range(panels) for g in range(3)]
             sums = emit.chain(
-                [start] * rows, row_starts(x, x_row), one, columns(w, 3), three, F
+                [start] * rows,
+                row_starts(x, x_row, x_gate, 3),
+                one,
+                columns(w, 3),
+                three,
+                F,
             )
             for p, m in grid:
                 emit.store(sums[m][3 * p + 2], spot(2, p, m))
@@ -298,7 +331,12 @@ def step_tile(rows: int, panels: int, candidate: bool) -> Any:
             ]
             recurrent = emit.move(w, builder.mul(F, three))
             sums = emit.chain(
-                sums, row_starts(h, h_row), one, columns(recurrent, gates), three, U
+                sums,
+                row_starts(h, h_row, h_gate, gates),
+                one,
+                columns(recurrent, gates),
+                three,
+                U,
             )
             for p, m in grid:
                 for g in range(gates):
@@ -339,7 +377,7 @@ def product_tile(rows: int, columns: int) -> Any:
             targets = [spots(c, m) for m in range(rows)]
             sums = emit.chain(
                 [[emit.load(spot) for spot in row] for row in targets],
-                [emit.move(a, emit.times(a_row, m)) for m in range(rows)],
+                [[emit.move(a, emit.times(a_row, m))] * columns for m in range(rows)],
                 a_k,
                 [emit.move(b, emit.times(b_column, n)) for n in range(columns)],
                 b_k,
@@ -349,27 +387,13 @@ def product_tile(rows: int, columns: int) -> Any:
                 for spot, value in zip(row, values, strict=True):
                     emit.store(value, spot)
 
+        # A backward kernel calls each tile from several places: one function for all.
         def codegen(context, builder, signature, args):
             name = f"numbagru.product.{rows}x{columns}.{real}x{lanes(real)}"
-            _call_outlined(builder, name, emit_body, args)
+            kinds = [arg.type for arg in args]
+            builder.call(outlined(builder.module, name, kinds, emit_body), args)
             return context.get_dummy_value()
 
         return signature, codegen
 
     return tile
-
-
-def _call_outlined(builder: Any, name: str, emit_body: Any, args: Any) -> None:
-    """Call a function of its own that LLVM keeps apart.
-
-    A backward kernel calls each tile from several places; so it holds the code once.
-    """
-    kind = ir.FunctionType(ir.VoidType(), [arg.type for arg in args])
-    function = cgutils.get_or_insert_function(builder.module, kind, name)
-    if function.is_declaration:
-        function.linkage = "linkonce_odr"
-        function.attributes.add("noinline")
-        inner = ir.IRBuilder(function.append_basic_block("entry"))
-        emit_body(inner, function.args)
-        inner.ret_void()
-    builder.call(function, args)

@@ -1,50 +1,209 @@
-"""Splitting work over Python threads.
+"""Threads of our own that help a kernel: Numba's pools are never entered.
 
-Kernels release the GIL. Against ``prange`` the backward kernel compiles in 10 s instead
-of 16, and it needs no threading layer of Numba's, so nothing can go wrong when callers
-come from many threads at once; but handing over takes some 70 µs, which inference
-cannot spend: its kernel has ``prange`` too.
+So callers may come from any number of threads, after a fork, and under any of Numba's
+threading layers, one of which aborts the process when two callers enter; and no kernel
+compiles a second time for ``prange`` (4 s more for the inference kernel).
+
+A helper is a Python thread inside `team.serve`, without the GIL: after each piece of
+work it spins for a moment, and would begin the next one within a microsecond, before it
+sleeps on a lock. Helpers belong to one caller at a time; who finds none works alone.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
+import atexit
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from numba import config, get_num_threads
+import numpy as np
+from numba import config, types
+
+from numbagru._jit import Kernel
+from numbagru.kernels import team
+from numbagru.kernels.simd import pointer
+
+WORD_ARRAY = types.Array(types.int64, 1, "C")
+# Rounds of `rest`, some 20 ns each, before a helper without work goes to sleep.
+_PATIENCE = 5000
+# Seconds without working together after helpers have kept a caller waiting, which takes
+# it a time slice, some 4 ms.
+_APART = 0.1
 
 
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(config.NUMBA_NUM_THREADS, "numbagru")
+def _serve(mailbox, patience):
+    team.serve(pointer(mailbox), patience)
 
 
-# Threads do not survive a fork; the child makes its own.
-os.register_at_fork(after_in_child=_pool.cache_clear)
+_SERVE = Kernel(_serve, lambda: (WORD_ARRAY, types.int64))
 
 
-def split(count: int, run: Callable[[int, int], None], most: int | None = None) -> None:
-    """Call ``run(first, stop)`` for contiguous shares of range(count), one per thread.
+class _Helper(threading.Thread):
+    """One thread and the mailbox that kernels post work to."""
 
-    As many threads as numba.get_num_threads() allows, and not more than `most`.
+    def __init__(self) -> None:
+        super().__init__(name="numbagru", daemon=True)
+        self.mailbox = np.zeros(team.MAILBOX, np.int64)
+        self.mailbox[0] = team.SPINNING
+        self._alarm = threading.Semaphore(0)
+        # Here, because the thread may be cut off when Python ends.
+        self._serve = _SERVE.entry()
+
+    def run(self) -> None:
+        while True:
+            self._serve(self.mailbox, _PATIENCE)
+            self._alarm.acquire()
+
+    def wake(self) -> None:
+        """Wake it up, unless it is awake."""
+        if self.mailbox[0] == team.SLEEPING:
+            self._alarm.release()
+
+
+class _Crew:
+    """The helpers of this process, and how many threads a call may have."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.idle: list[_Helper] = []
+        self.helpers: list[_Helper] = []
+        self.lock = threading.Lock()
+        self.spare: list[np.ndarray] = []
+        self.together_from = 0.0  # on the monotonic clock
+
+    def claim(self, most: int) -> list[_Helper]:
+        """Take up to `most` helpers; more are made while there are too few."""
+        claimed: list[_Helper] = []
+        with self.lock:
+            while len(claimed) < most:
+                if self.idle:
+                    claimed.append(self.idle.pop())
+                elif len(self.helpers) < self.threads - 1:
+                    helper = _Helper()
+                    helper.start()
+                    self.helpers.append(helper)
+                    claimed.append(helper)
+                else:
+                    break
+        return claimed
+
+    def dismiss(self, helpers: list[_Helper]) -> None:
+        """Give helpers back."""
+        with self.lock:
+            self.idle += helpers
+
+
+_crew = _Crew(min(config.NUMBA_NUM_THREADS, team.MOST_HELPERS + 1))
+
+
+def _after_fork() -> None:
+    """Begin anew: threads do not survive a fork."""
+    global _crew
+    _crew = _Crew(_crew.threads)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@atexit.register
+def _fall_asleep() -> None:
+    """Wait until no helper spins in compiled code, which is about to vanish."""
+    end = time.monotonic() + 1
+    while time.monotonic() < end and any(
+        helper.mailbox[0] != team.SLEEPING for helper in _crew.helpers
+    ):
+        time.sleep(1e-4)
+
+
+def get_num_threads() -> int:
+    """Return how many threads a call may use, the calling one included."""
+    return _crew.threads
+
+
+def set_num_threads(threads: int) -> None:
+    """Limit the threads of all calls in this process.
+
+    Parameters
+    ----------
+    threads : int
+        1 to 64. At the start it is ``numba.config.NUMBA_NUM_THREADS``: the CPUs of the
+        process, or what the environment variable NUMBA_NUM_THREADS says.
+
+    Raises
+    ------
+    TypeError
+        If `threads` is not an integer.
+    ValueError
+        If it is out of range.
     """
-    threads = count if most is None else min(count, most)
-    if threads > 1:
-        threads = min(threads, get_num_threads())
-    if threads <= 1:
-        run(0, count)
+    _crew.threads = checked_threads(threads)
+
+
+def checked_threads(threads: Any) -> int:
+    """Return a number of threads, or refuse it."""
+    if isinstance(threads, (bool, np.bool_)) or not isinstance(
+        threads, (int, np.integer)
+    ):
+        raise TypeError(
+            "`threads` must be an integer, the number of threads a call may use. "
+            f"Received: threads={threads!r} (of type {type(threads).__name__})"
+        )
+    if not 1 <= threads <= team.MOST_HELPERS + 1:
+        raise ValueError(
+            f"`threads` must be from 1 to {team.MOST_HELPERS + 1}; 1 keeps all work in "
+            f"the calling thread. Received: threads={threads}"
+        )
+    return int(threads)
+
+
+# The words of a call on one thread; kernels only read them.
+NOBODY = np.zeros(team.LENGTH, np.int64)
+
+
+def run(
+    entry: Callable[..., None],
+    arguments: Sequence[Any],
+    threads: int,
+    together: bool = False,
+) -> None:
+    """Call ``entry(*arguments, words)`` on this thread and helpers.
+
+    Parameters
+    ----------
+    entry
+        Entry of a kernel whose work goes through `team.share`.
+    arguments
+        All but the last.
+    threads : int
+        How many threads the work is enough for.
+    together : bool
+        How the kernel is to divide it.
+    """
+    crew = _crew
+    alone = threads <= 1 or (together and time.monotonic() < crew.together_from)
+    helpers = None if alone else crew.claim(threads - 1)
+    if not helpers:
+        entry(*arguments, NOBODY)
         return
-    edges = [count * i // threads for i in range(threads + 1)]
-    others = [
-        _pool().submit(run, first, stop)
-        for first, stop in itertools.pairwise(edges[1:])
-    ]
     try:
-        run(0, edges[1])
+        words = crew.spare.pop()
+    except IndexError:
+        words = np.zeros(team.LENGTH, np.int64)
+    words[team.HELPERS] = len(helpers)
+    words[team.TOGETHER] = together
+    for i, helper in enumerate(helpers):
+        words[team.MAILBOXES + i] = helper.mailbox.ctypes.data
+        helper.wake()
+    try:
+        entry(*arguments, words)
     finally:
-        wait(others)
-    for other in others:
-        other.result()
+        crew.dismiss(helpers)
+    if words[team.FAILED]:
+        # Once more, alone: that raises what went wrong.
+        entry(*arguments, NOBODY)
+    if words[team.WAITED]:
+        crew.together_from = time.monotonic() + _APART
+    crew.spare.append(words)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 from numbagru._jit import routine
 from numbagru.kernels.simd import ALONE, product_tile, step_tile
 
@@ -18,22 +21,26 @@ def tile_rows(left, most):
     return 1
 
 
-def _step(candidate):
-    t8, t4, t2, t1 = (step_tile(rows, 1, candidate) for rows in (8, 4, 2, 1))
-    alone = step_tile(1, ALONE, candidate)
+@functools.cache
+def step_sums(candidate: bool, per_gate: bool) -> Any:
+    """Make `simd.step_tile` for any number of rows up to 8."""
+    t8, t4, t2, t1 = (step_tile(m, 1, candidate, per_gate) for m in (8, 4, 2, 1))
+    alone = step_tile(1, ALONE, candidate, per_gate)
 
     @routine
-    def sums(m, panels, x, x_row, F, h, h_row, U, w, w_panel, bias, s):
+    def sums(
+        m, panels, x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s
+    ):  # fmt: skip
         if panels == ALONE:
-            alone(x, x_row, F, h, h_row, U, w, w_panel, bias, s)
+            alone(x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s)
         elif m == 8:
-            t8(x, x_row, F, h, h_row, U, w, w_panel, bias, s)
+            t8(x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s)
         elif m == 4:
-            t4(x, x_row, F, h, h_row, U, w, w_panel, bias, s)
+            t4(x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s)
         elif m == 2:
-            t2(x, x_row, F, h, h_row, U, w, w_panel, bias, s)
+            t2(x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s)
         else:
-            t1(x, x_row, F, h, h_row, U, w, w_panel, bias, s)
+            t1(x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s)
 
     return sums
 
@@ -66,7 +73,3 @@ def add_product(m, columns, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_colu
         _product3(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
     else:
         _product1(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
-
-
-step_sums = _step(candidate=True)
-step_sums_without_recurrent = _step(candidate=False)

@@ -10,6 +10,7 @@ import numpy as np
 from numbagru.layers import saving
 from numbagru.layers.base import Grads, Layer
 from numbagru.layers.checks import real_array
+from numbagru.layers.lengths import TakesLengths
 from numbagru.layers.rnn import RNN
 from numbagru.layers.structure import flatten, flatten_cotangent, pack_like
 
@@ -17,7 +18,7 @@ MERGE_MODES = ("sum", "mul", "ave", "concat", None)
 
 
 @saving.register()
-class Bidirectional(Layer):
+class Bidirectional(TakesLengths, Layer):
     """A recurrent layer, and one like it that starts from the end.
 
     Both are made anew from the configuration of `layer`, with fresh weights. Where all
@@ -177,12 +178,14 @@ class Bidirectional(Layer):
         initial_state: Any = None,
         mask: Any = None,
         training: bool | None = None,
+        *,
+        lengths: Any = None,
     ) -> Any:
         """Run both layers and join their outputs.
 
         Parameters
         ----------
-        sequences, mask, training
+        sequences, mask, training, lengths
             As for `RNN`.
         initial_state : list, optional
             The states of the forward layer, then as many of the backward layer.
@@ -196,8 +199,9 @@ class Bidirectional(Layer):
         Raises
         ------
         ValueError
-            If a shape does not fit.
+            If a shape does not fit; see `RNN` for more.
         """
+        sequences, mask = self._rectangular(sequences, mask, lengths)
         self._losses = []
         out = self.call(sequences, initial_state, mask, training)
         self._record_activity(out)
@@ -218,6 +222,9 @@ class Bidirectional(Layer):
                 for child, state in zip(self._children, states, strict=True)
             )
         )
+
+    def _rectangular(self, sequences: Any, mask: Any, lengths: Any) -> tuple[Any, Any]:
+        return self.forward_layer._rectangular(sequences, mask, lengths)
 
     def _prepared(self, inputs: Any, kwargs: dict[str, Any]) -> tuple[Any, dict]:
         self._losses = []

@@ -174,7 +174,22 @@ class GRUCell(Layer):
         ValueError
             If a shape does not fit.
         """
+        if not training and self._packed is not None and type(inputs) is np.ndarray:
+            h = self._fast_step(inputs, states)
+            if h is not None:
+                return h, [h] if isinstance(states, (list, tuple)) else h
         return self.call(inputs, states, training)
+
+    def _fast_step(self, inputs: np.ndarray, states: Any) -> np.ndarray | None:
+        """Take a step without the checks; None where it is not that simple."""
+        if inputs.ndim != 2 or type(self).call is not GRUCell.call:
+            return None
+        if type(states) is list and len(states) == 1:
+            states = states[0]
+        if type(states) is not np.ndarray:
+            return None
+        result = self._packed.call(self.config)(inputs[:, None], states)
+        return None if result is None else result[2]
 
     def call(
         self, inputs: Any, states: Any, training: bool | None = False

@@ -117,3 +117,20 @@ def read_state(
             )
         states.append(state)
     return states if nesting is None else pack_like(nesting, states)
+
+
+def row_mask(rows: Any, n_rows: int) -> np.ndarray:
+    """Return `rows` as booleans of shape (n_rows,).
+
+    Raises
+    ------
+    ValueError
+        If they are anything else.
+    """
+    mask = np.asarray(rows)
+    if mask.shape != (n_rows,) or mask.dtype != bool:
+        raise ValueError(
+            f"`rows` must be booleans of shape ({n_rows},), one for each row. "
+            f"Received: shape={mask.shape}, dtype={mask.dtype}"
+        )
+    return mask

@@ -41,6 +41,8 @@ def chain_configs(
         for spec in fields(SequenceConfig)
         if spec.name not in _OWN
     }
+    if sequence.threads is None:
+        del shared["threads"]  # each cell keeps its own limit
     last = len(cells) - 1
     configs = []
     for i, cell in enumerate(cells):

@@ -13,6 +13,7 @@ from numbagru.layers.checks import on_device
 from numbagru.layers.dialects import fresh_arguments, from_dict, to_dict, to_own_dict
 from numbagru.layers.rnn import RNN
 from numbagru.layers.saving import register
+from numbagru.layers.stream import Stream
 from numbagru.layers.variable import Variable
 
 _NESTED = (list, tuple)
@@ -23,10 +24,10 @@ _NESTED = (list, tuple)
 class GRU(RNN):
     """Gated Recurrent Unit (Cho et al. 2014), the layer of Keras on NumPy arrays.
 
-    ``layer(sequences, initial_state=None, mask=None, training=False)`` takes a batch
-    of sequences `(batch, time, features)` and returns the last output
+    ``layer(sequences, initial_state=None, mask=None, training=False, *, lengths=None)``
+    takes a batch of sequences `(batch, time, features)` and returns the last output
     `(batch, units)`, or all of them `(batch, time, units)`, and if asked for the
-    final state. See `RNN` for masks and states.
+    final state. See `RNN` for masks, lengths and states.
 
     Parameters
     ----------
@@ -66,8 +67,12 @@ class GRU(RNN):
         initial_state: Any = None,
         mask: Any = None,
         training: bool | None = None,
+        *,
+        lengths: Any = None,
     ) -> Any:
         """Run along time; see `RNN.__call__`."""
+        if lengths is not None or isinstance(sequences, _NESTED):
+            sequences, mask = self._rectangular(sequences, mask, lengths)
         if (
             self._plain
             and self.activity_regularizer is None
@@ -88,7 +93,46 @@ class GRU(RNN):
                 recorded.adopt(state.copy() if config.return_state else state)
             output = outputs if config.return_sequences else last
             return self._returns((output, state)) if config.return_state else output
+        if not self.built:
+            # Then once more: the first call runs, and compiles, what the others run.
+            x, _, _ = self._checked(sequences, initial_state, mask)
+            self._build(x.shape)
+            return GRU.__call__(self, sequences, initial_state, mask, training)
         return super().__call__(sequences, initial_state, mask, training)
+
+    def stream(self, batch_size: int = 1, initial_state: Any = None) -> Stream:
+        """Prepare to take sequences one step at a time, without dropout.
+
+        Parameters
+        ----------
+        batch_size : int, default 1
+            How many sequences run side by side.
+        initial_state : array_like (batch_size, units), optional
+            Zeros by default. The recorded state of a stateful layer has no part in it.
+
+        Returns
+        -------
+        Stream
+            ``stream.push(x_t)`` takes the next step and returns its output;
+            ``stream.state`` and ``stream.reset(rows=None)`` see `Stream`.
+
+        Raises
+        ------
+        ValueError
+            If the layer is not built or has `go_backwards`, or a value does not fit.
+        TypeError
+            If `batch_size` is not an integer.
+
+        Examples
+        --------
+        >>> import numpy as np, numbagru as ng
+        >>> layer = ng.GRU(2)
+        >>> layer.build((None, None, 3))
+        >>> stream = layer.stream(batch_size=4)
+        >>> stream.push(np.ones((4, 3), "float32")).shape
+        (4, 2)
+        """
+        return Stream(self, batch_size, initial_state)
 
     def _recorded_for(self, sequences: Any) -> Variable | None:
         """Return the recorded state if it has the rows of `sequences`."""

@@ -17,6 +17,7 @@ from numbagru.layers.cellular import check_cell, output_size_of
 from numbagru.layers.checks import read_mask, real_array
 from numbagru.layers.dialects import from_dict, to_dict, to_own_dict
 from numbagru.layers.fused import Chain, chain_configs, is_gru_cell
+from numbagru.layers.lengths import TakesLengths
 from numbagru.layers.stacked import StackedRNNCells
 from numbagru.layers.stateful import Stateful
 from numbagru.layers.stepwise import Loop
@@ -35,7 +36,7 @@ class _Start(NamedTuple):
 
 @saving.register()
 @configured(SEQUENCE, Parameter("cell", Parameter.POSITIONAL_OR_KEYWORD))
-class RNN(Stateful, Layer):
+class RNN(Stateful, TakesLengths, Layer):
     """A cell, or a stack of cells, run along time.
 
     GRU cells run in the kernels; any other cell in a Python loop.
@@ -152,6 +153,8 @@ class RNN(Stateful, Layer):
         initial_state: Any = None,
         mask: Any = None,
         training: bool | None = None,
+        *,
+        lengths: Any = None,
     ) -> Any:
         """Run along time.
 
@@ -159,7 +162,9 @@ class RNN(Stateful, Layer):
         ----------
         sequences : array_like
             Shape `(batch, time, features)`, or `(time, batch, features)` with
-            `time_major`. `time` and `batch` may be 0.
+            `time_major`. `time` and `batch` may be 0. Or a list of arrays
+            `(steps, features)`: where their steps differ, zeros are put after the
+            shorter ones, and `lengths` follow.
         initial_state : array_like or list, optional
             State before the first step, `(batch, units)`; for several states a list.
             By default zeros, or what a stateful layer has recorded.
@@ -170,6 +175,10 @@ class RNN(Stateful, Layer):
             `compat`). Of a list, the first entry.
         training : bool, optional
             Whether dropout is active; not by default.
+        lengths : array_like of int, optional
+            Shape `(batch,)`: how many steps of each row count, from 0 to `time`. The
+            same as a `mask` that is true at just the first of them, which may be given
+            as well.
 
         Returns
         -------
@@ -181,10 +190,12 @@ class RNN(Stateful, Layer):
         Raises
         ------
         ValueError
-            If a shape does not fit.
+            If a shape does not fit, a length is out of range, `mask` contradicts
+            `lengths`, or one of them comes with a list of different lengths.
         TypeError
-            If an array is not made of real numbers.
+            If an array is not made of real numbers, or `lengths` are not integers.
         """
+        sequences, mask = self._rectangular(sequences, mask, lengths)
         self._losses = []
         out = self.call(sequences, initial_state, mask, training)
         self._record_activity(out)
@@ -279,12 +290,14 @@ class RNN(Stateful, Layer):
         initial_state: Any,
         mask: Any = None,
         training: bool | None = False,
+        *,
+        lengths: Any = None,
     ) -> tuple[Any, Any, list[Any]]:
         """Run the cell of a built layer, without recording states or losses.
 
         Parameters
         ----------
-        sequences, initial_state, mask, training
+        sequences, initial_state, mask, training, lengths
             As in a call.
 
         Returns
@@ -301,6 +314,7 @@ class RNN(Stateful, Layer):
                 f"Layer '{self.name}' is not built: build or call it before "
                 "`inner_loop`."
             )
+        sequences, mask = self._rectangular(sequences, mask, lengths)
         x, states, mask = self._checked(sequences, initial_state, mask)
         if states is None:
             states = self._scan.zero_state(x.shape[self._row_axis])

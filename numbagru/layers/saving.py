@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 KERAS = "keras.layers"
@@ -13,6 +14,8 @@ HOMES = {
     "tf_keras": "numbagru.compat.v2",
     "tf1": "numbagru.compat.v1",
 }
+# Those that register their classes when they are imported, which may not have happened.
+_LATER = set(HOMES.values()) - {KERAS}
 _CLASSES: dict[tuple[str, str], type] = {}
 _MODULES: dict[type, str] = {}
 
@@ -92,6 +95,8 @@ def deserialize(
     if cls is None:
         module = saved.get("module", KERAS) if name else KERAS
         home = HOMES[compat] if module == KERAS else module
+        if home in _LATER:
+            import_module(home)
         cls = _CLASSES.get((home, name), _CLASSES.get((KERAS, name)))
     if cls is None:
         known = ", ".join(sorted({known for _, known in _CLASSES}))

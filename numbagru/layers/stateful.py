@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from numbagru.config import SequenceConfig
-from numbagru.layers.checks import real_array
+from numbagru.layers.checks import real_array, row_mask
 from numbagru.layers.structure import flatten, pack_like
 from numbagru.layers.variable import Variable
 
@@ -96,7 +96,7 @@ class Stateful:
             return None
         new = self._new_states(flatten(old), states)
         if rows is not None:
-            chosen = _row_mask(rows, flatten(old)[0].shape[0])[:, None]
+            chosen = row_mask(rows, flatten(old)[0].shape[0])[:, None]
             new = [
                 np.where(chosen, n, o) for n, o in zip(new, flatten(old), strict=True)
             ]
@@ -138,13 +138,3 @@ class Stateful:
         if given is None or wins:
             return pack_like(self.states, recorded)
         return given
-
-
-def _row_mask(rows: Any, n_rows: int) -> np.ndarray:
-    mask = np.asarray(rows)
-    if mask.shape != (n_rows,) or mask.dtype != bool:
-        raise ValueError(
-            f"`rows` must be booleans of shape ({n_rows},), one for each row. "
-            f"Received: shape={mask.shape}, dtype={mask.dtype}"
-        )
-    return mask

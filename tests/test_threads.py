@@ -1,0 +1,276 @@
+"""Threads of our own: the same bits, no hanging, whoever calls and whoever is missing."""
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import numbagru as ng
+from numbagru.kernels import team, threads
+
+# One row and some rows, where threads work together; and rows enough to work apart.
+SHAPES = [(1, 40, 33, 130), (5, 9, 3, 70), (8, 12, 40, 65), (40, 6, 9, 64)]
+VARIANTS = [
+    {"reset_after": after, "dtype": dtype}
+    for after in (True, False)
+    for dtype in ("float32", "float64")
+]
+
+
+@pytest.fixture(autouse=True)
+def limit():
+    """Undo what a test does to the limit of the process and to the pause."""
+    before = ng.get_num_threads()
+    threads._crew.together_from = 0.0
+    yield
+    ng.set_num_threads(before)
+
+
+class Case:
+    """A layer, its input and cotangent, and all that comes of them."""
+
+    def __init__(self, shape, variant):
+        B, T, F, U = shape
+        rng = np.random.default_rng(0)
+        dtype = variant["dtype"]
+        self.layer = ng.GRU(U, return_sequences=True, seed=1, **variant)
+        self.x = rng.normal(size=(B, T, F)).astype(dtype)
+        self.mask = rng.random((B, T)) < 0.7
+        self.dy = rng.normal(size=(B, T, U)).astype(dtype)
+
+    def everything(self):
+        results = [self.layer(self.x)]
+        for mask in (None, self.mask):
+            y, pullback = self.layer.vjp(self.x, mask=mask)
+            grads = pullback(self.dy)
+            results += [y, grads.inputs, *grads.weights]
+        return [array.tobytes() for array in results]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=repr)
+@pytest.mark.parametrize("shape", SHAPES, ids=repr)
+def test_number_of_threads(shape, variant):
+    case = Case(shape, variant)
+    ng.set_num_threads(1)
+    expected = case.everything()
+    for count in (2, 3, 8):
+        ng.set_num_threads(count)
+        for _ in range(3):
+            threads._crew.together_from = 0.0
+            assert case.everything() == expected
+
+
+@pytest.fixture
+def case():
+    case = Case(SHAPES[0], VARIANTS[0])
+    ng.set_num_threads(1)
+    case.expected = case.everything()
+    return case
+
+
+def test_helpers_that_others_have(case):
+    ng.set_num_threads(3)
+    taken = threads._crew.claim(2)
+    try:
+        assert case.everything() == case.expected
+    finally:
+        threads._crew.dismiss(taken)
+
+
+def test_helpers_that_never_come(case, monkeypatch):
+    """As if the system never ran them: nobody waits for them."""
+    ng.set_num_threads(3)
+    mailboxes = [np.zeros(team.MAILBOX, np.int64) for _ in range(2)]
+
+    class Absent:
+        def __init__(self, mailbox):
+            self.mailbox = mailbox
+
+        def wake(self):
+            pass
+
+    absent = [Absent(mailbox) for mailbox in mailboxes]
+    monkeypatch.setattr(threads._crew, "idle", absent)
+    monkeypatch.setattr(threads._crew, "helpers", list(absent))
+    assert case.everything() == case.expected
+    assert [mailbox[0] for mailbox in mailboxes] == [team.SLEEPING] * 2
+
+
+def test_more_threads_than_cores_and_busy_cores(case):
+    """All cores spin, so that helpers come late and lose their core in between."""
+    ng.set_num_threads(16)
+    stop = threading.Event()
+
+    def spin():
+        while not stop.is_set():
+            sum(range(1000))
+
+    spinning = [threading.Thread(target=spin) for _ in range(4)]
+    for thread in spinning:
+        thread.start()
+    try:
+        for _ in range(3):
+            threads._crew.together_from = 0.0
+            assert case.everything() == case.expected
+    finally:
+        stop.set()
+        for thread in spinning:
+            thread.join()
+
+
+def test_waiting_makes_a_pause(case):
+    """After a long wait the next calls do without others."""
+    ng.set_num_threads(2)
+    case.everything()
+    threads._crew.together_from = float("inf")
+    claimed = []
+    original = threads._Crew.claim
+    try:
+        threads._Crew.claim = lambda crew, most: (
+            claimed.append(most) or original(crew, most)
+        )
+        assert case.everything() == case.expected
+    finally:
+        threads._Crew.claim = original
+    assert not claimed
+
+
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3]], ids=repr)
+def test_an_exception_in_a_kernel(shape):
+    """It comes out of the call, and the helpers are there for the next one."""
+    from numba import njit
+
+    @njit
+    def picky(x):
+        if x > 1e6:
+            raise ArithmeticError("too large")
+        return x / (1 + abs(x))
+
+    B, T, F, U = shape
+    layer = ng.GRU(U, activation=picky, return_sequences=True)
+    x = np.ones((B, T, F), "float32")
+    ng.set_num_threads(1)
+    expected = layer(x)
+    ng.set_num_threads(4)
+    for _ in range(3):
+        with pytest.raises(ArithmeticError, match="too large"):
+            layer(np.full_like(x, 1e9) * np.sign(layer.get_weights()[0][:, -1]))
+        np.testing.assert_array_equal(layer(x), expected)
+
+
+def test_callers_from_many_threads():
+    cases = [Case(shape, VARIANTS[0]) for shape in SHAPES]
+    ng.set_num_threads(1)
+    expected = [case.everything() for case in cases]
+    ng.set_num_threads(3)
+    with ThreadPoolExecutor(8) as pool:
+        for results in pool.map(
+            lambda _: [case.everything() for case in cases], range(8)
+        ):
+            assert results == expected
+
+
+PROGRAM = """
+import os, sys, threading
+import numpy as np, numba
+import numbagru as ng
+
+layer = ng.GRU(70, return_sequences=True)
+alone, many = np.ones((1, 50, 40), "float32"), np.ones((64, 20, 9), "float32")
+many_layer = ng.GRU(70, return_sequences=True)
+ng.set_num_threads(3)
+
+def digest():
+    y, pullback = many_layer.vjp(many)
+    parts = [layer(alone), many_layer(many), y, *pullback(y).weights]
+    return b"".join(part.tobytes() for part in parts)
+
+expected = digest()
+"""
+
+AFTER_FORK = """
+child = os.fork()
+if child == 0:
+    os._exit(0 if digest() == expected else 1)
+_, status = os.waitpid(child, 0)
+assert os.waitstatus_to_exitcode(status) == 0
+assert digest() == expected
+"""
+
+BESIDE_NUMBA = """
+@numba.njit(parallel=True)
+def total(x):
+    s = 0.0
+    for i in numba.prange(x.size):
+        s += x[i]
+    return s
+
+ones = np.ones(100_000)
+total(ones)
+assert numba.threading_layer() == sys.argv[1]
+results = []
+callers = [
+    threading.Thread(target=lambda: results.extend(digest() for _ in range(10)))
+    for _ in range(3)
+]
+for caller in callers:
+    caller.start()
+for _ in range(200):
+    assert total(ones) == ones.size
+for caller in callers:
+    caller.join()
+assert results == [expected] * 30
+"""
+
+
+def run(program, *arguments, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_after_fork():
+    run(PROGRAM + AFTER_FORK)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("layer", ["omp", "workqueue", "tbb"])
+def test_beside_the_threading_layers_of_numba(layer):
+    """Numba's pool at work at the same time, in each of its layers."""
+    available = run(
+        "from numba.np.ufunc import parallel\n"
+        "try:\n    parallel._launch_threads()\n    print('yes')\n"
+        "except ValueError:\n    print('no')",
+        NUMBA_THREADING_LAYER=layer,
+    )
+    if available.stdout.strip() == "no":
+        pytest.skip(f"this Numba has no threading layer '{layer}'")
+    run(PROGRAM + BESIDE_NUMBA, layer, NUMBA_THREADING_LAYER=layer)
+
+
+@pytest.mark.parametrize("bad", [0, -1, 65, 10**20])
+def test_out_of_range(bad):
+    with pytest.raises(ValueError, match=r"`threads` must be from 1 to 64.*Received"):
+        ng.set_num_threads(bad)
+
+
+@pytest.mark.parametrize("bad", [True, 2.0, "2", None, np.float32(3)])
+def test_not_an_integer(bad):
+    with pytest.raises(TypeError, match=r"`threads` must be an integer.*Received"):
+        ng.set_num_threads(bad)
+
+
+def test_limits():
+    ng.set_num_threads(np.int64(5))
+    assert ng.get_num_threads() == 5
