@@ -1,4 +1,4 @@
-"""Peak memory of a process that infers or trains."""
+"""Peak memory of a process that infers or trains, all that it has loaded included."""
 
 from .bench_forward import build
 from .shapes import BY_NAME

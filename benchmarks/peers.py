@@ -1,107 +1,33 @@
-"""Time numbagru beside other engines: ``python -m benchmarks.peers``.
+"""Time numbagru beside other engines: ``python benchmarks/peers.py``.
 
-Prints one Markdown table for inference and one for training (new weights, forward, all
-gradients): float32, the whole output sequence, no mask, NumPy in and NumPy out. Each
-engine lives in a process of its own and runs while the others sleep; rounds go from
-engine to engine, so that a slow minute of the machine meets all of them. A figure is
-the median over the rounds of the medians within a round. `engines.py` says how each
-engine is set up; one that is not installed is named and left out.
+Prints Markdown tables for inference and for training (new weights, forward, all
+gradients): the whole output sequence, no mask, NumPy in and NumPy out. ``--all`` does
+so in float32 and float64 for all families of shapes and draws a picture. Each engine
+lives in a process of its own and runs while the others sleep; rounds go from engine to
+engine, so that a slow minute of the machine meets all of them. A figure is the median
+over the rounds of the medians within a round. `engines` says how each engine is set up;
+one that is not installed or has no float64 is named and left out. The shares of the FMA
+peak and of the bandwidth of the nearest cache that holds the weights are numbagru's;
+`roofline.py` measures both in the same run.
 """
 
 import argparse
-import datetime
 import json
 import math
-import os
-import platform
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
-from .engines import ENGINES
-from .shapes import BY_NAME
+if not __package__:  # started as a file: Python put this folder on the path
+    sys.path[0] = str(Path(__file__).parents[1])
 
-OURS = ("numbagru", "prototype")
-TRAINERS = ("numbagru", "PyTorch", "Keras/JAX", "Keras/TensorFlow")
+from benchmarks import tables
+from benchmarks.engines import ENGINES, able
+from benchmarks.remote import ISA, ROOT, environment, machine, note, restrict, start
+from benchmarks.shapes import FAMILIES
 
-
-class Remote:
-    """A process of `worker.py`."""
-
-    def __init__(self, engine, options):
-        self.engine = engine
-        threads = str(options.threads)
-        environment = {
-            "PEERS_THREADS": threads,
-            "PEERS_PROTOTYPE": options.prototype or "",
-            "NUMBA_NUM_THREADS": threads,
-            "OMP_NUM_THREADS": threads,
-            "TF_NUM_INTRAOP_THREADS": threads,
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-            "CUDA_VISIBLE_DEVICES": "-1",
-            "JAX_PLATFORMS": "cpu",
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", engine],
-            cwd=Path(__file__).parents[1],
-            env=os.environ | environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=None if options.verbose else subprocess.DEVNULL,
-            text=True,
-        )
-
-    def ask(self, *command):
-        """Send a command; return its result, or None after naming the error."""
-        try:
-            self.process.stdin.write(json.dumps(command) + "\n")
-            self.process.stdin.flush()
-            answer = json.loads(self.process.stdout.readline())
-        except (BrokenPipeError, json.JSONDecodeError):
-            answer = {"error": "the worker has died"}
-        if "error" in answer:
-            note(f"{self.engine} cannot {command[0]}: {answer['error']}")
-        return answer.get("result")
-
-    def close(self):
-        """End the worker."""
-        self.process.stdin.close()
-        self.process.wait()
-
-
-def note(text):
-    """Say something about the run, apart from the tables."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def machine(threads):
-    """Return one line about the machine."""
-    cpu = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        lines = (line.partition(":") for line in info.read_text().splitlines())
-        fields = {key.strip(): value.strip() for key, _, value in lines}
-        cpu = fields.get("model name", cpu)
-        vectors = [f for f in ("avx512f", "avx2") if f in fields.get("flags", "")]
-        cpu = " ".join([cpu, *vectors[:1]])
-    today = datetime.datetime.now(datetime.timezone.utc).date()
-    return (
-        f"{cpu}, {os.cpu_count()} cores, {threads} threads, {platform.system()}, "
-        f"Python {platform.python_version()}, {today}"
-    )
-
-
-def start(options):
-    """Start the workers that can start; return them and the versions behind them."""
-    workers, versions = [], {}
-    for engine in options.engines:
-        worker = Remote(engine, options)
-        if found := worker.ask("versions"):
-            versions |= found
-            workers.append(worker)
-        else:
-            worker.close()
-    return workers, versions
+RESULTS = Path(__file__).parent / "results"
 
 
 def run_shape(workers, what, shape, options):
@@ -113,54 +39,93 @@ def run_shape(workers, what, shape, options):
             rounds[worker] = []
             note(f"{what} {shape} {worker.engine} {setting}")
     for _ in range(options.rounds):
-        for worker, times in rounds.items():
+        for worker, times in list(rounds.items()):
             answer = worker.ask("time", options.seconds)
             if answer is None:
-                raise SystemExit(f"{worker.engine} died at {what} {shape}")
+                del rounds[worker]
+                continue
             times.append(answer["ms"])
             if not answer["idle"]:
                 note(f"{worker.engine} keeps a core busy after its turn")
     return {w.engine: statistics.median(times) for w, times in rounds.items()}
 
 
-def ratio(times):
-    """Return the fastest peer's time over numbagru's, NaN where one is missing."""
-    peers = [ms for engine, ms in times.items() if engine not in OURS]
-    ours = times.get("numbagru", math.nan)
-    return min(peers, default=math.nan) / ours
+def measure_roof(options, variables):
+    """Return the roof of a process that is set up as the workers are."""
+    command = [sys.executable, "-m", "benchmarks.roofline", "--json"]
+    command += ["--dtype", ",".join(options.dtype), "--threads", str(options.threads)]
+    command += ["--quick"] if options.quick else []
+    run = subprocess.run(
+        command, cwd=ROOT, env=variables, check=True, stdout=subprocess.PIPE
+    )
+    return json.loads(run.stdout)
 
 
-def geometric_mean(values):
-    """Return the geometric mean; NaN if any value is."""
-    values = list(values)
-    return math.exp(statistics.fmean(map(math.log, values))) if values else math.nan
+def chosen_shapes(options):
+    """Return the shapes that were asked for, by family."""
+    if not options.shapes:
+        return {family: FAMILIES[family] for family in options.families}
+    found = {
+        family: [shape for shape in shapes if shape in options.shapes]
+        for family, shapes in FAMILIES.items()
+    }
+    return {family: shapes for family, shapes in found.items() if shapes}
 
 
-def cell(number):
-    """Format a number with three digits."""
-    if math.isnan(number):
-        return "-"
-    digits = max(0, 2 - math.floor(math.log10(number)))
-    return f"{number:.{digits}f}"
+def compare(report, dtype, options, variables):
+    """Run what was asked for in one float type; print and add to the report."""
+    workers, versions = start(options.engines, dtype, variables, options.verbose)
+    report["versions"] |= versions
+    say(", ".join(f"{package} {v}" for package, v in versions.items()))
+    for what in options.what:
+        names = able(what, dtype)
+        chosen = [worker for worker in workers if worker.engine in names]
+        engines = [worker.engine for worker in chosen]
+        for worker in workers:
+            if worker not in chosen:
+                say(f"{worker.engine} has no {what} in {dtype}.")
+        of_all_families = []
+        for family, shapes in chosen_shapes(options).items():
+            rows = [
+                tables.figures(
+                    what,
+                    dtype,
+                    family,
+                    shape,
+                    run_shape(chosen, what, shape, options),
+                    report["roofline"],
+                    report["aside"],
+                )
+                for shape in shapes
+            ]
+            say(f"{family}:", tables.comparison(rows, engines, report["aside"]))
+            of_all_families += rows
+            report["results"] += rows
+            save(report, options.json)
+        say(tables.verdict(of_all_families))
+    for worker in workers:
+        worker.close()
 
 
-def table(what, rows, engines):
-    """Return the Markdown table of ``{shape: {engine: ms}}``."""
-    title = f"{what}, ms (BxTxFxU)"
-    lines = [
-        f"| {' | '.join([title, *engines, 'fastest peer / numbagru'])} |",
-        f"|{'---|' + '---:|' * (len(engines) + 1)}",
-    ]
-    for shape, times in rows.items():
-        figures = [cell(times.get(engine, math.nan)) for engine in engines]
-        lines.append(f"| {' | '.join([str(shape), *figures, cell(ratio(times))])} |")
-    means = [
-        cell(geometric_mean(t.get(engine, math.nan) for t in rows.values()))
-        for engine in engines
-    ]
-    mean_ratio = cell(geometric_mean(map(ratio, rows.values())))
-    lines.append(f"| {' | '.join(['geometric mean', *means, mean_ratio])} |")
-    return "\n".join(lines)
+def say(*paragraphs):
+    """Print a part of the report."""
+    print(*paragraphs, sep="\n\n", end="\n\n", flush=True)
+
+
+def save(report, path):
+    """Write the report, NaN as null, if a file was asked for."""
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(without_nan(report), indent=1), encoding="utf-8")
+
+
+def without_nan(value):
+    """Return a copy with None for NaN."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def listed(choices):
@@ -179,49 +144,88 @@ def listed(choices):
 
 def parse_arguments():
     """Return the command line's options."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers")
-    engines = {engine: engine for engine in ENGINES if engine != "prototype"}
-    whats = {what: what for what in ("inference", "training")}
-    for flag, choices in (("shapes", BY_NAME), ("engines", engines), ("what", whats)):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    shapes = {str(shape): shape for family in FAMILIES.values() for shape in family}
+    whats = ["inference", "training"]
+    lists = [  # flag, choices, what is chosen without the flag and without --all
+        ("engines", ENGINES, list(ENGINES)),
+        ("what", whats, whats),
+        ("dtype", ["float32", "float64"], ["float32"]),
+        ("families", FAMILIES, ["twelve"]),
+    ]
+    for flag, choices, default in lists:
         parser.add_argument(
             f"--{flag}",
-            type=listed(choices),
-            default=list(choices.values()),
+            type=listed({choice: choice for choice in choices}),
+            default=default,
             metavar="A,B",
-            help=f"some of {', '.join(choices)} (default: all)",
+            help=f"some of {', '.join(choices)} (default: {', '.join(default)})",
         )
+    parser.add_argument(
+        "--shapes",
+        type=listed(shapes),
+        metavar="A,B",
+        help=f"only these, of any family: {', '.join(shapes)}",
+    )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="float32 and float64, all families; writes benchmarks/results",
+    )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.3, help="of each turn")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.15, help="of each turn")
     parser.add_argument("--quick", action="store_true", help="one very short round")
     parser.add_argument(
-        "--prototype", metavar="FOLDER", help="also time cpu_tile.py of that folder"
+        "--isa",
+        choices=list(ISA),
+        default="native",
+        help="hold all engines, numbagru too, to an instruction set",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+    parser.add_argument(
+        "--picture", type=Path, metavar="FOLDER", help="draw PNGs and an HTML page"
     )
     parser.add_argument("--verbose", action="store_true", help="show workers' stderr")
     options = parser.parse_args()
+    if options.all:
+        options.dtype, options.families = ["float32", "float64"], list(FAMILIES)
+        options.picture = options.picture or RESULTS
+        options.json = options.json or options.picture / "peers.json"
     if options.quick:
         options.rounds, options.seconds = 1, 0.01
-    if options.prototype:
-        options.prototype = str(Path(options.prototype).resolve())
-        options.engines.insert(1, "prototype")
     return options
 
 
 def main():
     """Run the comparison and print its tables."""
     options = parse_arguments()
-    if hasattr(os, "sched_setaffinity"):  # pools that size themselves read this
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
-    workers, versions = start(options)
-    print(machine(options.threads))
-    print(", ".join(f"{package} {v}" for package, v in versions.items()))
-    for what in options.what:
-        able = TRAINERS if what == "training" else ENGINES
-        chosen = [worker for worker in workers if worker.engine in able]
-        rows = {s: run_shape(chosen, what, s, options) for s in options.shapes}
-        print(f"\n{table(what, rows, [w.engine for w in chosen])}", flush=True)
-    for worker in workers:
-        worker.close()
+    restrict(options.threads)
+    variables = environment(options.threads, options.isa)
+    unrestricted = [e for e in options.engines if not ENGINES[e].restrictable]
+    report = {
+        "machine": machine(options.threads),
+        "isa": options.isa,
+        "threads": options.threads,
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+        "versions": {},
+        "roofline": measure_roof(options, variables),
+        "aside": unrestricted if options.isa != "native" else [],
+        "results": [],
+    }
+    say(report["machine"], tables.roof_table(report["roofline"]))
+    for engine in report["aside"]:
+        say(
+            f"({engine}) cannot be held to {options.isa}: its column is what it does "
+            "with all instructions of this CPU, and the ratios leave it out."
+        )
+    for dtype in options.dtype:
+        compare(report, dtype, options, variables)
+    if options.picture:
+        from benchmarks.picture import draw
+
+        say(f"Picture: {draw(report, options.picture)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The twelve shapes of every benchmark and the data that goes with a shape."""
+"""The shapes of every benchmark, in families, and the data that goes with a shape."""
 
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ class Shape(NamedTuple):
         return f"{self.batch}x{self.steps}x{self.features}x{self.units}"
 
 
+# The tables of the README and the parameters of the asv suite.
 SHAPES = (
     Shape(1, 100, 4, 16),
     Shape(1, 100, 8, 64),
@@ -32,6 +33,38 @@ SHAPES = (
     Shape(8192, 50, 4, 16),
     Shape(8, 5000, 8, 64),
 )
+FAMILIES = {
+    "twelve": SHAPES,
+    "few rows": (
+        Shape(1, 100, 16, 128),
+        Shape(2, 100, 32, 256),
+        Shape(4, 100, 64, 256),
+        Shape(8, 100, 64, 512),
+        Shape(1, 50, 128, 1024),
+    ),
+    "wide inputs": (
+        Shape(1, 100, 1024, 64),
+        Shape(32, 50, 512, 32),
+        Shape(256, 20, 1024, 64),
+    ),
+    "few steps": (
+        Shape(1, 1, 64, 256),
+        Shape(64, 1, 64, 256),
+        Shape(1024, 2, 16, 64),
+        Shape(8192, 1, 8, 32),
+    ),
+    "many rows": (
+        Shape(512, 10, 128, 512),
+        Shape(2048, 50, 16, 64),
+        Shape(4096, 20, 32, 128),
+        Shape(8192, 100, 1, 16),
+    ),
+    "long sequences": (
+        Shape(1, 5000, 4, 32),
+        Shape(2, 5000, 16, 128),
+        Shape(32, 2000, 8, 64),
+    ),
+}
 BY_NAME = {str(shape): shape for shape in SHAPES}
 
 

@@ -1,9 +1,10 @@
-"""One engine of `engines.py` in a process of its own.
+"""One engine of `engines` in a process of its own.
 
-``python -m benchmarks.worker NAME`` reads one JSON command per line of stdin and writes
-one JSON answer per line of stdout.
+``python -m benchmarks.worker NAME DTYPE`` reads one JSON command per line of stdin and
+writes one JSON answer per line of stdout.
 """
 
+import functools
 import gc
 import importlib
 import json
@@ -11,19 +12,30 @@ import os
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 
-from . import reference
-from .engines import ENGINES
-from .shapes import Shape, make_data
+from benchmarks import reference
+from benchmarks.engines import ENGINES
+from benchmarks.shapes import Shape, make_data
+
+# Of the largest number of an array. Kernels and reference round differently, by some
+# 1e-5 in float32 over 5000 steps; an engine that computes float64 in float32 is caught.
+TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
 
 
 def measure(step, seconds):
-    """Return the median time of a step in milliseconds, at least three samples."""
+    """Return the median time of a step in milliseconds.
+
+    At least three samples after a first call; that call alone when it takes longer than
+    the `seconds` there are.
+    """
     start = time.perf_counter()
     step()
     once = time.perf_counter() - start
+    if once >= seconds:
+        return 1e3 * once
     repeats = max(1, int(2e-5 / once))
     samples, end = [], time.perf_counter() + seconds
     gc.disable()
@@ -36,24 +48,39 @@ def measure(step, seconds):
     return 1e3 * float(np.median(samples))
 
 
-def check(results, data):
-    """Raise unless the arrays agree with the NumPy reference to 1e-3."""
+@functools.lru_cache(maxsize=1)
+def expected(what, shape, dtype):
+    """Return the results of the NumPy reference by name."""
+    data = make_data(shape, dtype)
     y, saved = reference.forward(data.x, data.weights)
-    expected = [y]
-    if len(results) > 1:
-        expected += reference.backward(data.x, data.weights, saved, data.dy)
-    names = ("y", "dx", "dkernel", "drecurrent_kernel", "dbias")[: len(expected)]
-    for name, ours, theirs in zip(names, results, expected, strict=True):
+    names, results = ["y"], [y]
+    if what == "training":
+        names += ["dx", "dkernel", "drecurrent_kernel", "dbias"]
+        results += reference.backward(data.x, data.weights, saved, data.dy)
+    return dict(zip(names, results, strict=True))
+
+
+def check(results, what, shape, dtype):
+    """Raise unless the arrays agree with the NumPy reference."""
+    truth = expected(what, shape, dtype)
+    for (name, theirs), ours in zip(truth.items(), results, strict=True):
         error, scale = np.abs(ours - theirs).max(), np.abs(theirs).max()
-        if not error <= 1e-3 * scale:
+        if not error <= TOLERANCE[dtype] * scale:
             raise AssertionError(f"{name} is off by {error:.1e} of {scale:.1e}")
+
+
+def resident(field):
+    """Return VmRSS or VmHWM, what is and what was at most resident, in bytes."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition(f"{field}:")[2].split()[0])
 
 
 class Worker:
     """One engine and the step that is prepared."""
 
-    def __init__(self, engine):
+    def __init__(self, engine, dtype):
         self.engine = ENGINES[engine]()
+        self.dtype = dtype
         os.environ["KERAS_BACKEND"] = self.engine.keras_backend
         self.step = None
 
@@ -63,10 +90,14 @@ class Worker:
 
     def prepare(self, what, shape, seconds):
         """Check all settings on a shape and keep the fastest; return its name."""
-        data = make_data(Shape(*shape))
+        self.step = None
+        gc.collect()  # traced programs of the shape before hang in cycles
+        shape = Shape(*shape)
+        data = make_data(shape, self.dtype)
         times, steps = {}, getattr(self.engine, what)(data)
         for name, step in steps.items():
-            check(self.engine.keras_layout(step()), data)
+            results = self.engine.keras_layout(step())
+            check(results, what, shape, self.dtype)
             times[name] = measure(step, seconds)
         best = min(times, key=times.get)
         self.step = steps[best]
@@ -83,13 +114,44 @@ class Worker:
             idle = time.process_time() - before < 0.002
         return {"ms": result, "idle": idle}
 
+    def peak(self, what, shape):
+        """Return by how much a call raises the peak memory and what it returns, bytes.
 
-def main(engine):
+        The call before it, on the same arrays, loads code; so what an engine keeps from
+        call to call counts too, and what it needs to compile does not. Linux forgets
+        the peak of that one; elsewhere the peak of the two counts.
+        """
+        data = make_data(Shape(*shape), self.dtype)
+        short = data._replace(x=data.x[:, :2].copy(), dy=data.dy[:, :2].copy())
+        settings = getattr(self.engine, what)
+        list(settings(short).values())[-1]()
+        step = list(settings(data).values())[-1]
+        gc.collect()
+        linux = Path("/proc/self/clear_refs").exists()
+        before = resident("VmRSS") if linux else self._highest()
+        step()
+        gc.collect()
+        if linux:
+            Path("/proc/self/clear_refs").write_text("5")
+        results = step()
+        after = resident("VmHWM") if linux else self._highest()
+        returned = sum(np.asarray(array).nbytes for array in results)
+        return {"growth": after - before, "returned": returned}
+
+    @staticmethod
+    def _highest():
+        import resource  # not on Windows
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main(engine, dtype):
     """Answer commands until stdin ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries may print; stdout is for answers
     warnings.simplefilter("ignore")
-    worker = Worker(engine)
+    worker = Worker(engine, dtype)
     for line in sys.stdin:
         command, *arguments = json.loads(line)
         try:
@@ -101,4 +163,4 @@ def main(engine):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

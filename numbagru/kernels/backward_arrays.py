@@ -1,0 +1,145 @@
+"""What the backward tile kernels are given, and what a part works with."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from numbagru._jit import routine, section
+from numbagru.kernels.simd import (
+    at,
+    pointer,
+    vector_lanes,
+)
+
+# Rows of a tile of weight gradients, and so of the packed inputs and states.
+GROUP = 8
+
+
+class Arrays(NamedTuple):
+    """The arrays of kernels/__init__.py as addresses; strides in numbers, not bytes.
+
+    See forward_arrays.Arrays for the reason.
+    """
+
+    B: Any
+    T: Any
+    F: Any
+    U: Any
+    x: Any
+    x_row: Any
+    x_step: Any
+    h0: Any
+    mask: Any
+    mask_row: Any
+    mask_step: Any
+    masked: Any
+    order: Any  # see forward_arrays.Arrays
+    ends: Any
+    kernel: Any  # transposed weights packed as in kernels/panels.py
+    recurrent: Any
+    x_drop: Any
+    drops_x: Any
+    h_drop: Any
+    drops_h: Any
+    zero_output: Any
+    first_is_state: Any
+    d_y: Any
+    d_y_row: Any
+    d_y_step: Any
+    has_d_y: Any
+    d_last: Any
+    has_d_last: Any
+    d_state: Any
+    has_d_state: Any
+    saved: Any
+    states: Any
+    d_x: Any
+    d_x_row: Any
+    d_x_step: Any
+    d_h0: Any
+
+
+@section
+def arrays(data):
+    """Take apart what a backward kernel is given."""
+    (
+        _, _, _, _, _, x, h0, mask, order, ends, kernel, recurrent, x_drop, h_drop,
+        zero_output, first_is_state, d_y, d_last, d_state, saved, states, d_x, d_h0,
+        _, _, _,
+    ) = data  # fmt: skip
+    size = x.itemsize
+    return Arrays(
+        x.shape[0], x.shape[1], x.shape[2], h0.shape[1],
+        pointer(x), x.strides[0] // size, x.strides[1] // size, pointer(h0),
+        pointer(mask), mask.strides[0], mask.strides[1], mask.size > 0,
+        pointer(order), pointer(ends), pointer(kernel), pointer(recurrent),
+        pointer(x_drop), x_drop.size > 0, pointer(h_drop), h_drop.size > 0,
+        zero_output, first_is_state,
+        pointer(d_y), d_y.strides[0] // size, d_y.strides[1] // size, d_y.size > 0,
+        pointer(d_last), d_last.size > 0, pointer(d_state), d_state.size > 0,
+        pointer(saved), pointer(states),
+        pointer(d_x), d_x.strides[0] // size, d_x.strides[1] // size, pointer(d_h0),
+    )  # fmt: skip
+
+
+class Work(NamedTuple):
+    """The working memory of one thread, addresses; V is U padded to whole vectors.
+
+    The order of gates in d and e is candidate, z, r, candidate's recurrent part: three
+    in a row are what the input side needs, the last three what the recurrent side does.
+    """
+
+    V: Any
+    rows: Any  # of a block, at the most
+    groups: Any  # of eight inputs, and of eight states
+    s: Any  # scratch of one tile of gates.py
+    d: Any  # (P, samples, 4, lanes) gradients of the sums, of a chunk
+    # Their factors, (groups of eight, samples, 8): inputs, states and, reset before,
+    # r * h; inputs and states three times where each gate sees them differently.
+    a: Any
+    e: Any  # (rows, 4, U) gradients of the sums, of a step
+    dh: Any  # (rows, V) gradient of the state
+    d_output: Any  # (rows, V) gradient of the output that later masked steps repeat
+    inner: Any  # (rows, V) products of a step: gradient of r * h, part of dh
+    d_x: Any  # (rows, F padded)
+    drops: Any  # (3, rows, V) multipliers of the states
+    gradient: Any  # (P, 8 groups, 3, lanes) of the weights, of a part
+    bias: Any  # (P, 4, lanes) of the biases, of a part
+
+
+@routine
+def rounded_up(count, step):
+    """Round up to a multiple of `step`."""
+    return (count + step - 1) // step * step
+
+
+@routine
+def row_of(a, slot):
+    """Which row of the arrays a block has in a place."""
+    return a.order[slot] if a.masked else slot
+
+
+@routine
+def counts(a, slot, t):
+    """Whether a step of a row is not masked."""
+    return not a.masked or a.mask[row_of(a, slot) * a.mask_row + t * a.mask_step] != 0
+
+
+@section
+def cut_memory(a, s, shared, rows, capacity, groups, factors, drop_rows):
+    """Cut the memory that the threads of a part share."""
+    U, V = a.U, rounded_up(a.U, vector_lanes(a.x))
+    d = shared
+    factor = at(d, V * capacity * 4)
+    e = at(factor, factors * capacity * GROUP)
+    dh = at(e, 2 * rows * 4 * U)
+    d_output = at(dh, rows * V)
+    inner = at(d_output, rows * V)
+    d_x = at(inner, rows * V)
+    drops = at(d_x, rows * rounded_up(a.F, vector_lanes(a.x)))
+    gradient = at(drops, drop_rows * V)
+    bias = at(gradient, V * groups * GROUP * 3)
+    return Work(
+        V, rows, groups, s, d, factor, e, dh, d_output, inner, d_x, drops, gradient,
+        bias,
+    )  # fmt: skip

@@ -1,0 +1,252 @@
+"""One step of a block of rows on register tiles."""
+
+from __future__ import annotations
+
+from numbagru._jit import routine, section
+from numbagru.gates import (
+    BLOCK,
+    HH,
+    HH_SUM,
+    R_SUM,
+    RECURRENT,
+    SECTIONS,
+    Z_SUM,
+    H,
+    R,
+    Z,
+    gates_reset_before,
+    kept_section,
+    next_state,
+    step_reset_after,
+)
+from numbagru.kernels.forward_arrays import (
+    row_of,
+)
+from numbagru.kernels.simd import (
+    ALONE,
+    at,
+    copy_vector,
+    most_rows,
+    tile_size,
+    vector_lanes,
+)
+from numbagru.kernels.team import (
+    meet,
+    share_of,
+)
+from numbagru.kernels.tiles import (
+    add_product,
+    step_sums,
+    tile_rows,
+)
+
+
+@routine
+def whole_blocks(n):
+    """Round up to the blocks of gates.py."""
+    return (n + BLOCK - 1) // BLOCK * BLOCK
+
+
+@routine
+def tiles_of(n, most):
+    """How many tiles `tile_rows` makes of n rows, at the most."""
+    return n // most + 3
+
+
+@routine
+def _any_active(a, active, m):
+    result = not a.masked
+    if a.masked:
+        for i in range(m):
+            result |= active[i] != 0
+    return result
+
+
+@routine
+def _write(target, source, width, count):
+    """Copy a vector into a row of U numbers that may end inside of it."""
+    if count >= width:
+        copy_vector(target, source)
+    else:
+        for j in range(count):
+            target[j] = source[j]
+
+
+@routine
+def _load_states(s, size, m, panels, h, V, width):
+    """Bring the old states of a tile into the scratch."""
+    for q in range(panels):
+        for r in range(m):
+            section = H * size + (q * m + r) * width
+            copy_vector(at(s, section), at(h, r * V + q * width))
+
+
+@routine
+def _finish(
+    a, act, rec, s, size, m, panels, first_panel, b, t, h, h_new, active, seen, zeros
+):
+    """Write what a tile computed: next states, outputs, what is saved.
+
+    h, h_new, active and seen point at the tile's rows; seen is 0 before the first
+    output.
+    """
+    width = vector_lanes(a.x)
+    T, U = a.T, a.U
+    V = (U + width - 1) // width * width
+    z, r = kept_section(rec, Z, Z_SUM), kept_section(rec, R, R_SUM)
+    hh = kept_section(act, HH, HH_SUM)
+    for q in range(panels):
+        first = (first_panel + q) * width
+        count = min(width, U - first)
+        for i in range(m):
+            lane = (q * m + i) * width
+            old = at(h, i * V + q * width)
+            counts = not a.masked or active[i] != 0
+            value = at(s, H * size + lane) if counts else old
+            copy_vector(at(h_new, i * V + q * width), value)
+            if a.saving:
+                spot = ((b + i) * T + t) * V + first
+                copy_vector(at(a.states, spot), value)
+            if not counts and (a.zero_output or seen[i] == 0):
+                value = zeros
+            row = row_of(a, b + i)
+            if a.wanted:
+                spot = row * a.y_row + t * a.y_step + first
+                _write(at(a.y, spot), value, width, count)
+            if t == T - 1:
+                _write(at(a.last, row * U + first), value, width, count)
+            if a.saving and counts:
+                saved = at(a.saved, ((b + i) * T + t) * 4 * V + first)
+                copy_vector(at(saved, Z * V), at(s, z * size + lane))
+                copy_vector(at(saved, R * V), at(s, r * size + lane))
+                copy_vector(at(saved, HH * V), at(s, hh * size + lane))
+                copy_vector(at(saved, RECURRENT * V), at(s, RECURRENT * size + lane))
+
+
+@routine
+def _drop_reset_states(s, size, m, width, drops, V):
+    """Multiply r * h of a tile."""
+    for r in range(m):
+        for j in range(width):
+            s[RECURRENT * size + r * width + j] *= drops[r * V + j]
+
+
+def make_step_reset_after(per_gate):
+    """Make a step of a block of n rows: tile by tile, panel by panel."""
+    sums = step_sums(candidate=True, per_gate=per_gate)
+
+    @section
+    def step(
+        a, act, rec, words, own, b, n, t, x, x_row, x_gate, hs, h_gate, drops, scratch,
+        inner, h, h_new, active, seen, zeros,
+    ):  # fmt: skip
+        width, most, size = vector_lanes(a.x), most_rows(a.x), tile_size(a.x)
+        F, U = a.F, a.U
+        P = (U + width - 1) // width
+        V = P * width
+        w_panel = (F + U) * 3 * width
+        s = scratch
+        p, stop = share_of(own, P, ALONE if n == 1 else 1)
+        while p < stop:
+            panels = ALONE if n == 1 and p + ALONE <= stop else 1
+            w = at(a.panels, p * w_panel)
+            bias = at(a.bias, p * 4 * width)
+            i = 0
+            while i < n:
+                m = tile_rows(n - i, most)
+                count = whole_blocks(m * panels * width)
+                rows, rows_new = at(h, i * V), at(h_new, i * V)
+                if _any_active(a, at(active, i), m):
+                    _load_states(s, size, m, panels, at(rows, p * width), V, width)
+                    sums(
+                        m, panels, at(x, i * x_row), x_row, x_gate, F, at(hs, i * V), V,
+                        h_gate, U, w, w_panel, bias, s,
+                    )  # fmt: skip
+                    step_reset_after(act, rec, s, size, count, U)
+                _finish(
+                    a, act, rec, s, size, m, panels, p, b + i, t, at(rows, p * width),
+                    at(rows_new, p * width), at(active, i), at(seen, i), zeros,
+                )  # fmt: skip
+                i += m
+            p += panels
+
+    return step
+
+
+def make_step_reset_before(per_gate):
+    """Make a step of a block of n rows: all gates, then the candidates of r * h."""
+    sums = step_sums(candidate=False, per_gate=per_gate)
+
+    @section
+    def step(
+        a, act, rec, words, own, b, n, t, x, x_row, x_gate, hs, h_gate, drops, scratch,
+        inner, h, h_new, active, seen, zeros,
+    ):  # fmt: skip
+        width, most, size = vector_lanes(a.x), most_rows(a.x), tile_size(a.x)
+        F, U = a.F, a.U
+        P = (U + width - 1) // width
+        V = P * width
+        w_panel = (F + U) * 3 * width
+        panel_scratch = tiles_of(n, most) * size * SECTIONS
+        first_panel, stop = share_of(own, P, 1)
+        for p in range(first_panel, stop):
+            w = at(a.panels, p * w_panel)
+            bias = at(a.bias, p * 4 * width)
+            start = p * panel_scratch
+            i = 0
+            while i < n:
+                m = tile_rows(n - i, most)
+                count = whole_blocks(m * width)
+                if _any_active(a, at(active, i), m):
+                    s = at(scratch, start)
+                    rows = at(h, i * V)
+                    _load_states(s, size, m, 1, at(rows, p * width), V, width)
+                    sums(
+                        m, 1, at(x, i * x_row), x_row, x_gate, F, at(hs, i * V), V,
+                        h_gate, U, w, w_panel, bias, s,
+                    )  # fmt: skip
+                    gates_reset_before(rec, s, size, count, U)
+                    if per_gate:
+                        drop = at(drops, 2 * h_gate + i * V + p * width)
+                        _drop_reset_states(s, size, m, width, drop, V)
+                    for r in range(m):
+                        copy_vector(
+                            at(inner, (i + r) * V + p * width),
+                            at(s, RECURRENT * size + r * width),
+                        )
+                start += size * SECTIONS
+                i += m
+        meet(words, own)
+        p = first_panel
+        while p < stop:
+            panels = 3 if p + 3 <= stop else 1
+            w = at(a.panels, p * w_panel + (3 * F + 2) * width)
+            first = p * panel_scratch
+            i = 0
+            while i < n:
+                m = tile_rows(n - i, most)
+                count = whole_blocks(m * width)
+                rows, rows_new = at(h, i * V), at(h_new, i * V)
+                start = first
+                computed = _any_active(a, at(active, i), m)
+                if computed:
+                    hh = at(scratch, start + HH * size)
+                    add_product(
+                        m, panels, at(inner, i * V), V, 1, w, 3 * width, w_panel, U, hh,
+                        width, panel_scratch,
+                    )  # fmt: skip
+                for q in range(p, p + panels):
+                    tile = at(scratch, start)
+                    if computed:
+                        next_state(act, tile, size, count, U)
+                    _finish(
+                        a, act, rec, tile, size, m, 1, q, b + i, t,
+                        at(rows, q * width), at(rows_new, q * width), at(active, i),
+                        at(seen, i), zeros,
+                    )  # fmt: skip
+                    start += panel_scratch
+                first += size * SECTIONS
+                i += m
+            p += panels
+
+    return step
