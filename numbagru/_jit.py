@@ -38,6 +38,21 @@ routine = njit(**_INNER)
 section = njit(**_INNER, inline="always")
 
 
+def variant_routine(*variant: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Make a decorator like `routine` for a function inside of another function.
+
+    The variant, all that the function takes from around it, becomes part of its name.
+    Numba numbers functions of one name in each process anew, and the dynamic linker
+    takes one for the other when both come from the disk cache.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        function.__qualname__ += repr(variant)
+        return routine(function)
+
+    return decorate
+
+
 @functools.cache
 def source_stamp() -> str:
     """Hash of every source file of the package.

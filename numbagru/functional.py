@@ -1,6 +1,6 @@
 """The GRU on plain arrays and its vector-Jacobian product: the one door to the kernels.
 
-All checks of arrays are made here, before anything is computed. `config` is a
+All checks of arrays are made before anything is computed (operands.py). `config` is a
 `GRUConfig`; only its plain attributes are read.
 """
 
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from numbagru import dispatch
+from numbagru import dispatch, operands
 from numbagru.kernels import forward_cpu, panels
 from numbagru.kernels.call import REAL, Call, Cotangents, Outputs, Parts
 from numbagru.kernels.threads import get_num_threads, set_num_threads
@@ -32,6 +32,9 @@ __all__ = [
 # more parts than this, nor more memory for them.
 _MOST_PARTS = 64
 _PART_BYTES = 32 * 2**20
+# Of the sums z, r, candidate's input and recurrent part, those that each row of a bias
+# (2, 3 U) goes into.
+_TWO_BIASES = np.array([0, 1, 2, 0, 1, 3])
 
 
 class Gradients(NamedTuple):
@@ -69,7 +72,9 @@ class Weights:
     ) -> None:
         self.kernel = np.ascontiguousarray(kernel)
         self.recurrent_kernel = np.ascontiguousarray(recurrent_kernel)
-        self.bias = bias
+        self.bias = None
+        if bias is not None:
+            self.bias = np.ascontiguousarray(bias, self.kernel.dtype)
         self.reset_after = reset_after
         self._prepared: tuple[Any, Callable[..., Any]] | None = None
         self._fits: Any = None  # the config that was checked last
@@ -83,25 +88,25 @@ class Weights:
     @cached_property
     def sum_bias(self) -> np.ndarray:
         """Where the sums start (4, U): z, r, candidate's input and recurrent part."""
+        W = self.kernel
         U = self.recurrent_kernel.shape[0]
-        start = np.zeros((4, U), self.kernel.dtype)
-        if self.bias is not None:
-            given = np.reshape(self.bias, (-1, 3, U))
-            start[:3] = given[0]
-            if self.reset_after:
-                start[:2] += given[1, :2]
-                start[3] = given[1, 2]
-        return start
+        return panels.sum_bias(REAL[W.dtype], self._flat_bias, U)
+
+    @property
+    def _flat_bias(self) -> np.ndarray:
+        if self.bias is None:
+            return operands.nothing(1, self.kernel.dtype)
+        return self.bias.reshape(-1)
 
     @cached_property
     def panels(self) -> panels.Panels:
         """Packed for the forward tiles."""
         real = REAL[self.kernel.dtype]
-        return panels.pack(real, self.kernel, self.recurrent_kernel, self.sum_bias)
+        return panels.pack(real, self.kernel, self.recurrent_kernel, self._flat_bias)
 
     def inference(self, config: Any) -> Inference | None:
         """Prepare calls with a config; None where the general call is needed."""
-        family = dispatch.select(_problem(config, False))
+        family = _family(*_problem(config, False))
         self.check(config)
         plain = not (config.go_backwards or config.time_major)
         ours = family.forward is forward_cpu.forward
@@ -120,18 +125,16 @@ class Weights:
         """Refuse the config of another layer: kernels trust shapes and types."""
         if self._fits is config:
             return
-        U, W, R = config.units, self.kernel, self.recurrent_kernel
-        bias = None if self.bias is None else np.shape(self.bias)
+        W, R, bias = self.kernel, self.recurrent_kernel, self.bias
+        U, dtype = config.units, np.dtype(config.dtype)
         bias_shape = (2, 3 * U) if config.reset_after else (3 * U,)
         expected = (3 * U,), (U, 3 * U), bias_shape if config.use_bias else None
-        types = {W.dtype, R.dtype}
-        if (W.shape[1:], R.shape, bias) != expected or types != {
-            np.dtype(config.dtype)
-        }:
+        found = W.shape[1:], R.shape, None if bias is None else bias.shape
+        if found != expected or W.dtype != dtype or R.dtype != dtype:
             raise ValueError(
                 f"`weights` must have shapes (features, {3 * U}), {expected[1]} and "
                 f"{expected[2]}, and dtype {config.dtype}, to fit the layer. Received: "
-                f"{W.shape}, {R.shape} and {bias}, {W.dtype} and {R.dtype}"
+                f"{W.shape}, {R.shape} and {found[2]}, {W.dtype} and {R.dtype}"
             )
         self._fits = config
 
@@ -180,7 +183,7 @@ class Inference:
                 return None
             B, T, F = x.shape
             flags = x.flags
-            if F != features or not flags.c_contiguous or not flags.aligned:
+            if features != F or not flags.c_contiguous or not flags.aligned:
                 return None
             if h0 is None:
                 h0 = no_state
@@ -227,91 +230,6 @@ def threads_of(config: Any) -> int:
     return most if config.threads is None else min(most, config.threads)
 
 
-def _real_array(value: Any, name: str, dtype: str) -> np.ndarray:
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(
-            f"`{name}` must be an array of real numbers. Received: "
-            f"dtype={array.dtype}. Convert it first, for example with "
-            "`.astype('float32')`."
-        )
-    if array.dtype != dtype or not array.flags.aligned:
-        array = array.astype(dtype)
-    return array
-
-
-def _aligned_rows(array: np.ndarray) -> np.ndarray:
-    """Make the last axis contiguous and the strides whole elements."""
-    size = array.itemsize
-    regular = not any(stride % size for stride in array.strides)
-    if regular and (array.strides[-1] == size or array.shape[-1] <= 1):
-        return array
-    return np.ascontiguousarray(array)
-
-
-def _sequences(config: Any, weights: Weights, x: Any) -> np.ndarray:
-    """Check `sequences` and bring it to (B, T, F)."""
-    x = _real_array(x, "sequences", config.dtype)
-    layout = "(timesteps, batch, features)" if config.time_major else (
-        "(batch, timesteps, features)"
-    )  # fmt: skip
-    if x.ndim != 3:
-        raise ValueError(
-            f"Input of layer '{config.name}' is incompatible with the layer: expected "
-            f"ndim=3, {layout}, found ndim={x.ndim}. Full shape received: {x.shape}"
-        )
-    features = weights.kernel.shape[0]
-    if x.shape[2] != features:
-        raise ValueError(
-            f"Input of layer '{config.name}' is incompatible with the layer: expected "
-            f"axis -1 of `sequences` to have {features} features, as its `kernel`. "
-            f"Received: shape={x.shape}"
-        )
-    return _aligned_rows(x.transpose(1, 0, 2) if config.time_major else x)
-
-
-def _mask(config: Any, mask: Any, B: int, T: int) -> np.ndarray:
-    """Check `mask` and bring it to (B, T) of 0 and 1; (0, 0) when every step counts."""
-    if mask is None:
-        return np.zeros((0, 0), np.uint8)
-    mask = np.asarray(mask)
-    if mask.dtype.kind not in "fiub":
-        raise TypeError(
-            "`mask` must be an array of booleans, True where a step counts. "
-            f"Received: dtype={mask.dtype}"
-        )
-    expected = (T, B) if config.time_major else (B, T)
-    if mask.shape not in (expected, (*expected, 1)):
-        raise ValueError(
-            f"`mask` must have one entry per row and step, shape {expected} or "
-            f"{(*expected, 1)}. Received: shape={mask.shape}"
-        )
-    mask = mask.reshape(expected).astype(bool).view(np.uint8)
-    return mask.T if config.time_major else mask
-
-
-def _state(config: Any, state: Any, B: int) -> np.ndarray:
-    if state is None:
-        return np.zeros((B, config.units), config.dtype)
-    state = _real_array(state, "initial_state", config.dtype)
-    if state.shape != (B, config.units):
-        raise ValueError(
-            f"`initial_state` must have shape {(B, config.units)}, one row per row of "
-            f"the input. Received: shape={state.shape}. Use numpy.broadcast_to to give "
-            "every row the same state."
-        )
-    return np.ascontiguousarray(state)
-
-
-def _multipliers(name: str, value: Any, shape: tuple[int, ...], dtype: str) -> Any:
-    value = _real_array(value, name, dtype)
-    if value.shape != shape:
-        raise ValueError(
-            f"`{name}` must have shape {shape}. Received: shape={value.shape}"
-        )
-    return np.ascontiguousarray(value)
-
-
 def _call(
     config: Any,
     weights: Weights,
@@ -323,23 +241,16 @@ def _call(
 ) -> tuple[Call, Any]:
     """Check everything; gives the kernels' call and the multiplier already in its x."""
     weights.check(config)
-    x = _sequences(config, weights, x)
-    B, T, F = x.shape
-    mask = _mask(config, mask, B, T)
-    h0 = _state(config, initial_state, B)
-    none = np.zeros((0, 0, 0), config.dtype)
-    x_drop, h_drop, factor = none, none, None
-    if input_dropout is not None:
-        given = _real_array(input_dropout, "input_dropout", config.dtype)
-        if given.shape == (3, B, F) and config.implementation == 1:
-            x_drop = np.ascontiguousarray(given)
-        else:
-            factor = _time_factor(config, given, (B, T, F))
-            x = np.ascontiguousarray(x * factor)
-    if recurrent_dropout is not None:
-        h_drop = _multipliers(
-            "recurrent_dropout", recurrent_dropout, (3, B, config.units), config.dtype
-        )
+    dtype = weights.kernel.dtype
+    x = operands.sequences(config, weights.kernel.shape[0], dtype, x)
+    B, T, _ = x.shape
+    mask = operands.mask(config, mask, B, T)
+    h0 = operands.state(initial_state, (B, config.units), dtype)
+    x_drop, h_drop, factor = operands.multipliers(
+        config, input_dropout, recurrent_dropout, x.shape, dtype
+    )
+    if factor is not None:
+        x = np.ascontiguousarray(x * factor)
     if config.go_backwards:
         x, mask = x[:, ::-1], mask[:, ::-1]
     call = Call(
@@ -358,39 +269,31 @@ def _call(
     return call, factor
 
 
-def _time_factor(config: Any, given: np.ndarray, shape: tuple[int, ...]) -> Any:
-    """Bring input multipliers, constant or varying in time, to broadcast over x."""
-    B, T, F = shape
-    if given.shape == (B, F):
-        return given[:, None, :]
-    if config.time_major and given.shape == (T, B, F):
-        return given.transpose(1, 0, 2)
-    if given.shape == shape:
-        return given
-    raise ValueError(
-        f"`input_dropout` must have shape {(B, F)}, {shape} or, with implementation=1, "
-        f"{(3, B, F)}. Received: shape={given.shape}"
-    )
+def _per_gate(call: Call) -> bool:
+    return call.x_drop.size > 0 or call.h_drop.size > 0
 
 
-def _problem(config: Any, dropout_per_gate: bool) -> dispatch.Problem:
+def _problem(config: Any, dropout_per_gate: bool) -> tuple[Any, ...]:
+    """Give the fields of a `dispatch.Problem`."""
     if config.device == "cuda":
         raise RuntimeError(
             "device='cuda' was requested, but this version has kernels for the CPU "
             "only. Pass device='auto' or device='cpu'."
         )
-    return dispatch.Problem(
-        activations=(config.activation, config.recurrent_activation),
-        dropout_per_gate=dropout_per_gate,
-        fused=config.use_cudnn is not False,
-    )
+    activations = config.activation, config.recurrent_activation
+    return activations, dropout_per_gate, config.use_cudnn is not False
+
+
+@lru_cache
+def _family(*problem: Any) -> dispatch.Row:
+    return dispatch.select(dispatch.Problem(*problem))
 
 
 def _outputs(config: Any, call: Call, width: int | None) -> Outputs:
     """Allocate; `width` is the row length of what is saved for backward, if wanted."""
     B, T, _ = call.x.shape
-    U, dtype = config.units, config.dtype
-    y = np.empty((0, 0, 0), dtype)
+    U, dtype = config.units, call.x.dtype
+    y = operands.nothing(3, dtype)
     if config.return_sequences:
         y = np.empty((T, B, U) if config.time_major else (B, T, U), dtype)
     return Outputs(
@@ -455,8 +358,7 @@ def gru(
     call, _ = _call(
         config, weights, x, initial_state, mask, input_dropout, recurrent_dropout
     )
-    per_gate = call.x_drop.size > 0 or call.h_drop.size > 0
-    family = dispatch.select(_problem(config, per_gate))
+    family = _family(*_problem(config, _per_gate(call)))
     out = _outputs(config, call, None)
     family.forward(call, out, threads_of(config))
     return _public(config, out)
@@ -487,8 +389,7 @@ def gru_vjp(
     )
     for activation in (config.activation, config.recurrent_activation):
         _ = activation.backward_argument
-    per_gate = call.x_drop.size > 0 or call.h_drop.size > 0
-    family = dispatch.select(_problem(config, per_gate))
+    family = _family(*_problem(config, _per_gate(call)))
     width = family.saved_width(call.real, config.units)
     out = _outputs(config, call, width)
     family.forward(call, out, threads_of(config))
@@ -496,37 +397,17 @@ def gru_vjp(
     def pullback(
         d_last_output: Any = None, d_outputs: Any = None, d_state: Any = None
     ) -> Gradients:
-        given = _cotangents(config, call, d_last_output, d_outputs, d_state)
+        given = Cotangents(
+            *operands.cotangents(
+                config, call.x.shape, call.x.dtype, d_outputs, d_last_output, d_state
+            )
+        )
         return _backward(config, family, call, given, out, factor)
 
     return _public(config, out), pullback
 
 
-def _cotangents(
-    config: Any, call: Call, d_last: Any, d_y: Any, d_state: Any
-) -> Cotangents:
-    B, T, _ = call.x.shape
-    U, dtype = config.units, config.dtype
-
-    def checked(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
-        if value is None:
-            return np.empty((0,) * len(shape), dtype)
-        value = _real_array(value, name, dtype)
-        if value.shape != shape:
-            raise ValueError(
-                f"The gradient `{name}` must have the shape of its output, {shape}. "
-                f"Received: shape={value.shape}"
-            )
-        return value
-
-    d_y = checked("d_outputs", d_y, (T, B, U) if config.time_major else (B, T, U))
-    return Cotangents(
-        y=_aligned_rows(d_y.transpose(1, 0, 2) if config.time_major else d_y),
-        last=np.ascontiguousarray(checked("d_last_output", d_last, (B, U))),
-        state=np.ascontiguousarray(checked("d_state", d_state, (B, U))),
-    )
-
-
+@lru_cache
 def rows_per_part(B: int, F: int, U: int, itemsize: int) -> int:
     """Rows whose weight gradients are one partial sum: a function of shapes alone.
 
@@ -551,7 +432,7 @@ def _backward(
     factor: Any,
 ) -> Gradients:
     B, T, F = call.x.shape
-    U, dtype = config.units, config.dtype
+    U, dtype = config.units, call.x.dtype
     rows = rows_per_part(B, F, U, call.x.itemsize)
     count = math.ceil(B / rows)
     d_x = np.empty((T, B, F) if config.time_major else (B, T, F), dtype)
@@ -569,9 +450,7 @@ def _backward(
     W, R, bias = _total(parts.W), _total(parts.R), _total(parts.bias)
     d_bias = None
     if config.use_bias and config.reset_after:
-        d_bias = np.empty((2, 3 * U), dtype)
-        d_bias[:] = bias[:3].reshape(3 * U)
-        d_bias[1, 2 * U :] = bias[3]
+        d_bias = bias.take(_TWO_BIASES, 0).reshape(2, 3 * U)
     elif config.use_bias:
         d_bias = bias[:3].reshape(3 * U)
     return Gradients(
@@ -596,4 +475,4 @@ def explain(
     dropout_per_gate: bool = False,
 ) -> str:
     """Say which kernel `gru` takes and, for each faster one, what rules it out."""
-    return dispatch.explain(_problem(config, dropout_per_gate))
+    return dispatch.explain(dispatch.Problem(*_problem(config, dropout_per_gate)))

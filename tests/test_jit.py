@@ -304,3 +304,45 @@ def test_an_edit_anywhere_compiles_anew(copied, cache):
     assert process() == first
     append(copied / "gates.py")
     assert first.items() < process().items()
+
+
+DIGEST = """
+import hashlib, sys
+import numpy as np
+import numbagru as ng
+
+def digest(reset_after):
+    layer = ng.GRU(20, reset_after=reset_after, return_sequences=True)
+    rng = np.random.default_rng(0)
+    layer.build((5, 7, 3))
+    layer.set_weights([rng.normal(size=w.shape) for w in layer.get_weights()])
+    x = rng.normal(size=(5, 7, 3))
+    mask = rng.random((5, 7)) < 0.6
+    y, pullback = layer.vjp(x, mask=mask)
+    grads = pullback(y)
+    parts = [layer(x), y, grads.inputs, *grads.weights]
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
+
+print(*[digest(after == "after") for after in sys.argv[1:]])
+"""
+
+
+def test_variants_from_different_processes_stay_apart(tmp_path):
+    """Compiled in processes that number functions alike, then loaded into one.
+
+    The third process needs both from the cache, the other two alone.
+    """
+
+    def run(*variants):
+        done = subprocess.run(
+            [sys.executable, "-c", DIGEST, *variants],
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.split()
+
+    expected = [*run("after"), *run("before")]
+    assert run("after", "before") == expected
+    assert run("before", "after")[::-1] == expected

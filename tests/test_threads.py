@@ -1,23 +1,28 @@
-"""Threads of our own: the same bits, no hanging, whoever calls and whoever is missing."""
+"""Threads of our own: the same bits, no hanging, whoever calls, whoever is missing."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
+import sysconfig
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
+import dask
 import numpy as np
 import pytest
+from numba import njit
 
 import numbagru as ng
+from numbagru.functional import threads_of
 from numbagru.kernels import team, threads
 
 # One row and some rows, where threads work together; and rows enough to work apart.
 SHAPES = [(1, 40, 33, 130), (5, 9, 3, 70), (8, 12, 40, 65), (40, 6, 9, 64)]
+# One reset mode per type: each of the four kernels compiles for seconds.
 VARIANTS = [
-    {"reset_after": after, "dtype": dtype}
-    for after in (True, False)
-    for dtype in ("float32", "float64")
+    {"reset_after": True, "dtype": "float32"},
+    {"reset_after": False, "dtype": "float64"},
 ]
 
 
@@ -33,11 +38,15 @@ def limit():
 class Case:
     """A layer, its input and cotangent, and all that comes of them."""
 
-    def __init__(self, shape, variant):
+    def __init__(self, shape, variant, **arguments):
         B, T, F, U = shape
         rng = np.random.default_rng(0)
         dtype = variant["dtype"]
-        self.layer = ng.GRU(U, return_sequences=True, seed=1, **variant)
+        self.layer = ng.GRU(U, return_sequences=True, **variant, **arguments)
+        self.layer.build((B, T, F))
+        self.layer.set_weights(
+            [rng.normal(0, 0.2, w.shape) for w in self.layer.get_weights()]
+        )
         self.x = rng.normal(size=(B, T, F)).astype(dtype)
         self.mask = rng.random((B, T)) < 0.7
         self.dy = rng.normal(size=(B, T, U)).astype(dtype)
@@ -122,34 +131,62 @@ def test_more_threads_than_cores_and_busy_cores(case):
             thread.join()
 
 
-def test_waiting_makes_a_pause(case):
+@pytest.fixture
+def claimed(monkeypatch):
+    """List how many helpers each call has asked for."""
+    claimed = []
+    original = threads._Crew.claim
+
+    def claim(crew, most):
+        claimed.append(most)
+        return original(crew, most)
+
+    monkeypatch.setattr(threads._Crew, "claim", claim)
+    return claimed
+
+
+def test_waiting_makes_a_pause(case, claimed):
     """After a long wait the next calls do without others."""
     ng.set_num_threads(2)
     case.everything()
+    assert claimed
+    claimed.clear()
     threads._crew.together_from = float("inf")
-    claimed = []
-    original = threads._Crew.claim
-    try:
-        threads._Crew.claim = lambda crew, most: (
-            claimed.append(most) or original(crew, most)
-        )
-        assert case.everything() == case.expected
-    finally:
-        threads._Crew.claim = original
+    assert case.everything() == case.expected
     assert not claimed
+
+
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3]], ids=repr)
+def test_limit_of_a_layer(shape, claimed):
+    """The smaller of its own and the process's counts; `threads=1` asks for nobody."""
+    ng.set_num_threads(4)
+    limited = [Case(shape, VARIANTS[0], threads=n) for n in (1, 2, 3, 1000)]
+    limits = [threads_of(case.layer.config) for case in limited]
+    assert limits == [1, 2, 3, 4]
+    expected = limited[0].everything()
+    assert not claimed
+    for case, limit in zip(limited[1:], limits[1:], strict=True):
+        claimed.clear()
+        assert case.everything() == expected
+        assert claimed
+        assert max(claimed) < limit
+    claimed.clear()
+    ng.set_num_threads(1)
+    for case in limited:
+        assert case.everything() == expected
+    assert not claimed
+
+
+@njit
+def picky(x):
+    if x > 1e6:
+        raise ArithmeticError("too large")
+    return x / (1 + abs(x))
 
 
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3]], ids=repr)
 def test_an_exception_in_a_kernel(shape):
     """It comes out of the call, and the helpers are there for the next one."""
-    from numba import njit
-
-    @njit
-    def picky(x):
-        if x > 1e6:
-            raise ArithmeticError("too large")
-        return x / (1 + abs(x))
-
     B, T, F, U = shape
     layer = ng.GRU(U, activation=picky, return_sequences=True)
     x = np.ones((B, T, F), "float32")
@@ -162,16 +199,42 @@ def test_an_exception_in_a_kernel(shape):
         np.testing.assert_array_equal(layer(x), expected)
 
 
-def test_callers_from_many_threads():
+@pytest.fixture
+def cases():
+    """Give all shapes on three threads, with what they are on one."""
     cases = [Case(shape, VARIANTS[0]) for shape in SHAPES]
     ng.set_num_threads(1)
-    expected = [case.everything() for case in cases]
+    for case in cases:
+        case.expected = case.everything()
     ng.set_num_threads(3)
+    return cases
+
+
+def test_callers_from_many_threads(cases):
     with ThreadPoolExecutor(8) as pool:
         for results in pool.map(
             lambda _: [case.everything() for case in cases], range(8)
         ):
-            assert results == expected
+            assert results == [case.expected for case in cases]
+
+
+def test_tasks_of_dask(cases):
+    """Eight workers, all layers several times, two of their calls on one layer."""
+    tasks = [dask.delayed(case.everything, pure=False)() for case in cases * 4]
+    results = dask.compute(*tasks, scheduler="threads", num_workers=8)
+    assert list(results) == [case.expected for case in cases * 4]
+
+
+def _everything_of(shape):
+    return Case(shape, VARIANTS[0]).everything()
+
+
+def test_spawned_processes(cases):
+    """Processes that begin with nothing, two of them at once."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, spawn, ng.set_num_threads, (3,)) as pool:
+        results = list(pool.map(_everything_of, SHAPES))
+    assert results == [case.expected for case in cases]
 
 
 PROGRAM = """
@@ -244,19 +307,23 @@ def test_after_fork():
     run(PROGRAM + AFTER_FORK)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize("layer", ["omp", "workqueue", "tbb"])
 def test_beside_the_threading_layers_of_numba(layer):
     """Numba's pool at work at the same time, in each of its layers."""
+    environment = {"NUMBA_THREADING_LAYER": layer}
+    if sys.platform == "linux":
+        # Where pip puts libtbb, and the system does not look for it.
+        folders = [f"{sysconfig.get_path('data')}/lib", os.getenv("LD_LIBRARY_PATH")]
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, folders))
     available = run(
         "from numba.np.ufunc import parallel\n"
         "try:\n    parallel._launch_threads()\n    print('yes')\n"
         "except ValueError:\n    print('no')",
-        NUMBA_THREADING_LAYER=layer,
+        **environment,
     )
     if available.stdout.strip() == "no":
         pytest.skip(f"this Numba has no threading layer '{layer}'")
-    run(PROGRAM + BESIDE_NUMBA, layer, NUMBA_THREADING_LAYER=layer)
+    run(PROGRAM + BESIDE_NUMBA, layer, **environment)
 
 
 @pytest.mark.parametrize("bad", [0, -1, 65, 10**20])

@@ -16,7 +16,7 @@ import itertools
 import numpy as np
 from numba import types
 
-from numbagru._jit import Kernel, routine, section
+from numbagru._jit import Kernel, routine, section, variant_routine
 from numbagru.gates import (
     D_SECTIONS,
 )
@@ -260,7 +260,7 @@ def _parts_of(reset_after, per_gate):
     """Make the loop over parts, and in each over its blocks."""
     block = _block_of(reset_after, per_gate)
 
-    @routine
+    @variant_routine(reset_after, per_gate)
     def parts(words, helper, data):
         rows_per_part, act, rec, d_act, d_rec, x = data[:6]
         d_W, d_R, d_bias = data[23:]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import types
 
-from numbagru._jit import Kernel, routine, section
+from numbagru._jit import Kernel, routine, section, variant_routine
 from numbagru.gates import (
     SECTIONS,
 )
@@ -178,7 +178,7 @@ def _rows_of(reset_after, per_gate, arrays):
             else:
                 n = 0
 
-    @routine
+    @variant_routine(reset_after, per_gate, arrays is bare_arrays)
     def rows(words, helper, data):
         rows, act, rec, x = data[0], data[1], data[2], data[3]
         given = data[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from numbagru._jit import routine
+from numbagru._jit import routine, variant_routine
 from numbagru.kernels.simd import ALONE, product_tile, step_tile
 
 
@@ -27,7 +27,7 @@ def step_sums(candidate: bool, per_gate: bool) -> Any:
     t8, t4, t2, t1 = (step_tile(m, 1, candidate, per_gate) for m in (8, 4, 2, 1))
     alone = step_tile(1, ALONE, candidate, per_gate)
 
-    @routine
+    @variant_routine(candidate, per_gate)
     def sums(
         m, panels, x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s
     ):  # fmt: skip
@@ -48,7 +48,7 @@ def step_sums(candidate: bool, per_gate: bool) -> Any:
 def _product(columns):
     t8, t4, t2, t1 = (product_tile(rows, columns) for rows in (8, 4, 2, 1))
 
-    @routine
+    @variant_routine(columns)
     def product(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column):
         if m == 8:
             t8(a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)

@@ -26,7 +26,9 @@ def real_array(name: str, value: Any, dtype: str) -> Any:
             f"`{name}` must be an array of real numbers. "
             f"Received: dtype={array.dtype} (of type {type(value).__name__})"
         )
-    return array.astype(dtype, copy=False) if array.dtype.kind == "f" else array
+    if array.dtype.kind == "f" and array.dtype != dtype:
+        return array.astype(dtype)
+    return array
 
 
 def on_device(value: Any) -> bool:

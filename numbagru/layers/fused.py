@@ -139,29 +139,27 @@ class Chain:
 
         def pullback(d_last: Any, d_outputs: Any, d_states: list) -> tuple:
             d_initial = []
-            total: dict[int, Any] = {}
+            # A cell may stand twice in a stack.
+            total: dict[int, Any] = dict.fromkeys(map(id, self.cells))
             for cell, pull, d_state in zip(
                 reversed(self.cells), reversed(pulls), reversed(d_states), strict=True
             ):
                 g = pull(d_last, d_outputs, d_state)
                 d_last, d_outputs = None, g.inputs
                 d_initial.append(g.initial_state)
-                for variable, gradient in zip(
-                    cell.weights, weight_gradients(g), strict=True
-                ):
-                    key = id(variable)  # a cell may stand twice in a stack
-                    total[key] = add_gradients(total.get(key), gradient)
-            d_weights = [total[id(variable)] for variable in self.weights]
+                above, here = total[id(cell)], weight_gradients(g)
+                total[id(cell)] = [*map(add_gradients, above, here)] if above else here
+            d_weights = [gradient for part in total.values() for gradient in part]
             return d_outputs, d_initial[::-1], d_weights
 
         return (last, outputs, pack_like(states, finals)), pullback
 
     def _runs(self, states: list, mask: Any, masks: Masks) -> Any:
         # Cells above the first see its outputs, which stand in processing order.
-        above = mask
+        clocks = [mask] * len(self.cells)
         if mask is not None and self.configs[0].go_backwards:
             above = mask[::-1] if self.configs[0].time_major else mask[:, ::-1]
-        clocks = [mask, *[above] * (len(self.cells) - 1)]
+            clocks[1:] = [above] * (len(self.cells) - 1)
         return zip(
             self.configs, self.cells, flatten(states), clocks, masks, strict=True
         )

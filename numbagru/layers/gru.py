@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from numbagru import activations, functional
 from numbagru.config import GRUConfig
 from numbagru.layers.arguments import CELL, LAYER, bind, configured
-from numbagru.layers.cell import GRUCell
+from numbagru.layers.cell import GRUCell, weight_gradients
 from numbagru.layers.checks import on_device
 from numbagru.layers.dialects import fresh_arguments, from_dict, to_dict, to_own_dict
 from numbagru.layers.rnn import RNN
@@ -99,6 +100,34 @@ class GRU(RNN):
             self._build(x.shape)
             return GRU.__call__(self, sequences, initial_state, mask, training)
         return super().__call__(sequences, initial_state, mask, training)
+
+    def _vjp(
+        self,
+        sequences: Any,
+        initial_state: Any = None,
+        mask: Any = None,
+        training: bool | None = None,
+    ) -> tuple[Any, Callable]:
+        config, cell = self.config, self.cell
+        if (
+            not self._plain
+            or config.stateful
+            or isinstance(initial_state, _NESTED)
+            or isinstance(mask, _NESTED)
+        ):
+            return super()._vjp(sequences, initial_state, mask, training)
+        # All checks are left to `functional`, as in a call.
+        (last, outputs, state), pull_gru = functional.gru_vjp(
+            config, cell.packed, sequences, initial_state, mask
+        )
+        output = outputs if config.return_sequences else last
+        out = self._returns((output, state)) if config.return_state else output
+
+        def pull(d_last: Any, d_outputs: Any, d_states: list) -> tuple:
+            g = pull_gru(d_last, d_outputs, *d_states)
+            return g.inputs, [g.initial_state], weight_gradients(g)
+
+        return out, self._pullback(out, pull, 1)
 
     def stream(self, batch_size: int = 1, initial_state: Any = None) -> Stream:
         """Prepare to take sequences one step at a time, without dropout.

@@ -222,8 +222,11 @@ class RNN(Stateful, TakesLengths, Layer):
         start = self._start(sequences, initial_state, mask, training)
         results, pull = self._scan.vjp(*start)
         out = self._finish(*results)
+        return out, self._pullback(out, pull, len(flatten(results[2])))
+
+    def _pullback(self, out: Any, pull: Callable[..., tuple], n_states: int) -> Any:
+        """Make the pullback of `out` from that of `Chain.vjp` or `Loop.vjp`."""
         return_sequences, scan = self.config.return_sequences, self._scan
-        n_states = len(flatten(results[2]))
 
         def pullback(cotangent: Any, include_losses: bool) -> Grads:
             d_out, *d_states = flatten_cotangent(out, cotangent)
@@ -235,7 +238,7 @@ class RNN(Stateful, TakesLengths, Layer):
             single = len(d_initial) == 1
             return Grads(d_x, d_initial[0] if single else d_initial, d_weights)
 
-        return out, pullback
+        return pullback
 
     def _prepared(self, inputs: Any, kwargs: dict[str, Any]) -> tuple[Any, dict]:
         self._losses = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,21 +14,26 @@ from numbagru.layers.variable import Variable
 
 def flatten(structure: Any) -> list[Any]:
     """Return the leaves of nested lists and tuples; None is a leaf."""
-    if isinstance(structure, (list, tuple)):
-        return [leaf for part in structure for leaf in flatten(part)]
-    return [structure]
+    if not isinstance(structure, (list, tuple)):
+        return [structure]
+    leaves = []
+    for part in structure:
+        if isinstance(part, (list, tuple)):
+            leaves += flatten(part)
+        else:
+            leaves.append(part)
+    return leaves
 
 
 def pack_like(structure: Any, leaves: Iterable[Any]) -> Any:
     """Arrange `leaves` in the nesting of `structure`, the inverse of `flatten`."""
-    leaves = iter(leaves)
+    return _packed(structure, iter(leaves))
 
-    def pack(part: Any) -> Any:
-        if isinstance(part, (list, tuple)):
-            return type(part)([pack(p) for p in part])
-        return next(leaves)
 
-    return pack(structure)
+def _packed(structure: Any, leaves: Iterator[Any]) -> Any:
+    if isinstance(structure, (list, tuple)):
+        return type(structure)([_packed(part, leaves) for part in structure])
+    return next(leaves)
 
 
 def flatten_cotangent(out: Any, cotangent: Any) -> list[np.ndarray | None]:
@@ -59,7 +64,7 @@ def flatten_cotangent(out: Any, cotangent: Any) -> list[np.ndarray | None]:
             f"`cotangent` must have the shape {out.shape} of the output. "
             f"Received: cotangent.shape={d_out.shape}"
         )
-    return [d_out.astype(out.dtype, copy=False)]
+    return [d_out if d_out.dtype is out.dtype else d_out.astype(out.dtype, copy=False)]
 
 
 def add_gradients(

@@ -53,8 +53,10 @@ class Variable:
         self.regularizer = regularizer
         self.constraint = constraint
         self.dtype = canonical_dtype(dtype)
+        self._dtype = np.dtype(self.dtype)
         self._owner = owner
-        self._value = self._frozen(value)
+        self._value = self.converted(value)
+        self._value.setflags(write=False)
 
     @property
     def value(self) -> np.ndarray:
@@ -100,35 +102,34 @@ class Variable:
         TypeError
             If `value` is not made of real numbers.
         """
-        self._value = self._converted(value)
-        if self._owner is not None:
-            self._owner._weights_changed()
-        return self
-
-    def adopt(self, array: np.ndarray) -> None:
-        """Take an array of the right shape and dtype, that nobody else holds."""
-        array.flags.writeable = False
-        self._value = array
-
-    def _converted(self, value: Any) -> np.ndarray:
-        array = self._frozen(value)
+        array = self.converted(value)
         if array.shape != self.shape:
             raise ValueError(
                 f"`value` must have the shape {self.shape} of the variable "
                 f"'{self.path}'. Received: value.shape={array.shape}"
             )
-        return array
+        self.adopt(array)
+        return self
 
-    def _frozen(self, value: Any) -> np.ndarray:
+    def adopt(self, array: np.ndarray) -> None:
+        """Take an array of the right shape and dtype, that nobody else holds.
+
+        What `assign` does after its checks and its copy.
+        """
+        array.setflags(write=False)
+        self._value = array
+        if self._owner is not None:
+            self._owner._weights_changed()
+
+    def converted(self, value: Any) -> np.ndarray:
+        """Return a copy of `value`, of any shape, in this variable's dtype."""
         array = np.asarray(value)
         if array.dtype.kind not in "fiub":
             raise TypeError(
                 f"The value of the variable '{self.path}' must be real numbers. "
                 f"Received: dtype={array.dtype}"
             )
-        array = np.array(array, dtype=self.dtype, order="C")
-        array.flags.writeable = False
-        return array
+        return np.array(array, self._dtype, order="C")
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Let NumPy functions take the variable as an array."""
@@ -147,7 +148,7 @@ class Variable:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled or copied variable, which NumPy leaves writable."""
         self.__dict__.update(state)
-        self._value.flags.writeable = False
+        self._value.setflags(write=False)
 
     def __repr__(self) -> str:
         """Show path, shape, dtype and value."""

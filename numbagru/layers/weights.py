@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +12,6 @@ import numpy as np
 from numbagru import initializers, regularizers
 from numbagru.config import check_trainable
 from numbagru.layers.variable import Variable
-
-# Attributes of these types are passed over at once: every training step looks for the
-# weights several times.
-_ATOMS = frozenset({bool, int, float, str, type(None), dict, np.ndarray})
 
 
 class WeightHolder:
@@ -44,10 +41,11 @@ class WeightHolder:
         """Layers held in attributes, also in lists, in the order of assignment."""
         found: dict[int, WeightHolder] = {}
         for value in vars(self).values():
-            if type(value) in _ATOMS:
+            kind = _kind(type(value))
+            if kind is None:
                 continue
-            for item in value if isinstance(value, (list, tuple)) else (value,):
-                if isinstance(item, WeightHolder):
+            for item in value if kind is list else (value,):
+                if _kind(type(item)) is WeightHolder:
                     found.setdefault(id(item), item)
         return list(found.values())
 
@@ -111,10 +109,10 @@ class WeightHolder:
     @property
     def weights(self) -> list[Variable]:
         """Own weights, then those of the sublayers, each once."""
-        found = {id(v): v for v in self._variables}
+        found = dict.fromkeys(self._variables)
         for layer in self.sublayers:
-            found.update((id(v), v) for v in layer.weights)
-        return list(found.values())
+            found.update(dict.fromkeys(layer.weights))
+        return list(found)
 
     @property
     def trainable_weights(self) -> list[Variable]:
@@ -131,10 +129,10 @@ class WeightHolder:
     @property
     def variables(self) -> list[Variable]:
         """The weights and the states of the random generators, layer by layer."""
-        found = {id(v): v for v in (*self._variables, *self._random_states())}
+        found = dict.fromkeys((*self._variables, *self._random_states()))
         for layer in self.sublayers:
-            found.update((id(v), v) for v in layer.variables)
-        return list(found.values())
+            found.update(dict.fromkeys(layer.variables))
+        return list(found)
 
     @property
     def trainable_variables(self) -> list[Variable]:
@@ -144,8 +142,8 @@ class WeightHolder:
     @property
     def non_trainable_variables(self) -> list[Variable]:
         """`non_trainable_weights` and the states of the random generators."""
-        trainable = {id(v) for v in self.trainable_weights}
-        return [v for v in self.variables if id(v) not in trainable]
+        trainable = set(self.trainable_weights)
+        return [v for v in self.variables if v not in trainable]
 
     def _random_states(self) -> list[Variable]:
         """Return the states of the random generators of this very layer."""
@@ -193,7 +191,8 @@ class WeightHolder:
                 + ("" if self.built else " Build or call the layer first.")
             )
         values = [
-            variable._frozen(w) for variable, w in zip(variables, weights, strict=True)
+            variable.converted(value)
+            for variable, value in zip(variables, weights, strict=True)
         ]
         for variable, value in zip(variables, values, strict=True):
             if value.shape != variable.shape:
@@ -202,7 +201,7 @@ class WeightHolder:
                     f"compatible with provided weight shape {value.shape}."
                 )
         for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
+            variable.adopt(value)
 
     def regularization_losses(self) -> list[Any]:
         """Return the penalties of the trainable weights, as in `losses`."""
@@ -229,3 +228,14 @@ class WeightHolder:
                 "it on data."
             )
         return sum(math.prod(variable.shape) for variable in self.weights)
+
+
+@functools.cache
+def _kind(cls: type) -> type | None:
+    """Tell layers and what may hold some from other attributes.
+
+    Remembered, because every training step looks for the weights several times.
+    """
+    if issubclass(cls, WeightHolder):
+        return WeightHolder
+    return list if issubclass(cls, (list, tuple)) else None

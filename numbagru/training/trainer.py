@@ -196,9 +196,12 @@ class Trainer(Layer):
         if not np.isfinite(loss):
             raise FloatingPointError("The loss is not finite")
         gradients = pullback(d_pred, include_losses=True).weights
-        gradient_of = dict(zip(map(id, self.weights), gradients, strict=True))
-        variables = self.trainable_weights
-        self.optimizer.apply([gradient_of[id(v)] for v in variables], variables)
+        trained = [
+            (variable, gradient)
+            for variable, gradient in zip(self.weights, gradients, strict=True)
+            if variable.trainable and self.trainable
+        ]
+        self.optimizer.apply([g for _, g in trained], [v for v, _ in trained])
         return loss, y_pred, mask
 
     def evaluate(
