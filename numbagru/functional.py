@@ -412,8 +412,13 @@ def rows_per_part(B: int, F: int, U: int, itemsize: int) -> int:
     """Rows whose weight gradients are one partial sum: a function of shapes alone.
 
     Eight rows fill a tile; wide layers take more, because every part reads all the
-    weights; few rows are split in two so that two threads have work.
+    weights; some rows are split in two so that two threads have work. The rows of one
+    tile stay together where threads can share its units (8 rows of 256 units: 2.6 ms
+    for 50 steps on two threads, 3.5 in two parts; of 64 units 0.63 against 0.45).
     """
+    together = 8 if U >= 128 else 2
+    if together >= B:
+        return max(1, B)
     least = 8 if U < 64 else 16 if U < 256 else 32
     if 2 * least >= B:
         least = max(1, math.ceil(B / 2))

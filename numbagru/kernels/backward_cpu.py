@@ -78,6 +78,10 @@ _FEWEST_SAMPLES, _MOST_SAMPLES = 64, 512
 
 
 _MOST_BLOCK_ROWS = 32
+# Products of a number and three weights per step, from which on meeting in each step
+# pays, and per sequence, from which on a second thread does.
+_TOGETHER_FROM = 12_000
+_PARALLEL_FROM = 50_000
 
 
 @routine
@@ -372,6 +376,10 @@ def backward(
         call.first_is_state, *given, out.saved, out.states,
         rows_per_part, *parts,
     )  # fmt: skip
+    B, T, F = call.x.shape
+    products = B * call.h0.shape[1] * (F + call.h0.shape[1])
     count = parts.W.shape[0]
-    together = count == 1 and call.x.shape[1] > 1
-    run(entry, arguments, most if together else min(most, count), together)
+    together = count == 1 and T > 1 and products >= _TOGETHER_FROM
+    if not together:
+        most = min(most, count) if T * products >= _PARALLEL_FROM else 1
+    run(entry, arguments, most, together)

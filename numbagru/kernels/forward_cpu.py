@@ -283,7 +283,8 @@ FORWARD = Kernel(forward_kernel, _signature)
 INFERENCE = Kernel(inference_kernel, _inference_signature)
 
 
-# Below this many multiply-adds a second thread costs more than it saves.
+# Below this many products of a number and three weights a second thread costs more than
+# it saves.
 _PARALLEL_FROM = 200_000
 
 
@@ -304,25 +305,30 @@ def block_rows(B: int, threads: int) -> int:
 
 
 class Plan(NamedTuple):
-    """How many threads run a call, and what each of them takes."""
+    """How many threads run a call, and how they divide it."""
 
     threads: int
     rows: int
     together: bool
 
 
+# Fewer rows than these work together where the products of a step are as many: one row
+# where that takes longer than meeting (96 units: 118 µs for 100 steps, 150 alone; 64
+# units: 77 against 69), some where reading the weights is most of the work (4 rows of
+# 256 units: 0.52 ms for 50 steps against 0.71 apart and 0.90 alone).
+_TOGETHER = ((2, 8_000), (8, 32_000))
+
+
 def plan(B: int, T: int, F: int, U: int, most: int) -> Plan:
     """Plan a forward pass on at most `most` threads."""
-    work = B * T * U * (F + U)
-    if most == 1 or work < _PARALLEL_FROM:
-        return Plan(1, max(1, min(B, _MOST_BLOCK_ROWS)), False)
-    if B <= TOGETHER_ROWS and T > 1:
-        return Plan(most, B, True)
-    rows = block_rows(B, most)
-    return Plan(min(most, -(-B // rows)), rows, False)
-
-
-TOGETHER_ROWS = 8
+    products = U * (F + U)
+    if most > 1 and B * T * products >= _PARALLEL_FROM:
+        if T > 1 and any(b > B and products >= least for b, least in _TOGETHER):
+            return Plan(most, B, True)
+        if B > 1:
+            rows = block_rows(B, most)
+            return Plan(min(most, -(-B // rows)), rows, False)
+    return Plan(1, max(1, min(B, _MOST_BLOCK_ROWS)), False)
 
 
 def forward(call: Call, out: Outputs, most: int) -> None:

@@ -29,8 +29,9 @@ WORD_ARRAY = types.Array(types.int64, 1, "C")
 # Rounds of `rest`, some 20 ns each, before a helper without work goes to sleep.
 _PATIENCE = 5000
 # Seconds without working together after helpers have kept a caller waiting, which takes
-# it a time slice, some 4 ms.
-_APART = 0.1
+# it a time slice, some 4 ms: twice as long with each time, half as long with each call
+# that need not wait. On cores that others use now and then, one call in fifty waits.
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.002, 0.256
 
 
 def _serve(mailbox, patience):
@@ -72,6 +73,7 @@ class _Crew:
         self.lock = threading.Lock()
         self.spare: list[np.ndarray] = []
         self.together_from = 0.0  # on the monotonic clock
+        self.pause = _SHORTEST_PAUSE
 
     def claim(self, most: int) -> list[_Helper]:
         """Take up to `most` helpers; more are made while there are too few."""
@@ -88,6 +90,14 @@ class _Crew:
                 else:
                     break
         return claimed
+
+    def learn(self, waited: bool) -> None:
+        """Note whether helpers have kept a caller waiting."""
+        if waited:
+            self.together_from = time.monotonic() + self.pause
+            self.pause = min(2 * self.pause, _LONGEST_PAUSE)
+        else:
+            self.pause = max(self.pause / 2, _SHORTEST_PAUSE)
 
     def dismiss(self, helpers: list[_Helper]) -> None:
         """Give helpers back."""
@@ -204,6 +214,6 @@ def run(
     if words[team.FAILED]:
         # Once more, alone: that raises what went wrong.
         entry(*arguments, NOBODY)
-    if words[team.WAITED]:
-        crew.together_from = time.monotonic() + _APART
+    if together:
+        crew.learn(words[team.WAITED] != 0)
     crew.spare.append(words)
