@@ -131,26 +131,59 @@ def _drop_reset_states(s, size, m, width, drops, V):
             s[RECURRENT * size + r * width + j] *= drops[r * V + j]
 
 
+def make_projection(candidate):
+    """Make the sums of one row's inputs, several steps at once: rows of a tile.
+
+    A step alone reads all weights of the inputs for one row.
+    """
+    sums = step_sums(candidate=candidate, per_gate=False)
+
+    @section
+    def project(a, b, t, count, first, stop, s, projected):
+        width, most, size = vector_lanes(a.x), most_rows(a.x), tile_size(a.x)
+        P = (a.U + width - 1) // width
+        w_panel = (a.F + a.U) * 3 * width
+        for p in range(first, stop):
+            w, bias = at(a.panels, p * w_panel), at(a.bias, p * 4 * width)
+            i = 0
+            while i < count:
+                m = tile_rows(count - i, most)
+                x = at(a.x, b * a.x_row + (t + i) * a.x_step)
+                sums(m, 1, x, a.x_step, 0, a.F, x, 0, 0, 0, w, w_panel, bias, s)
+                for r in range(m):
+                    for g in range(4):
+                        target = ((i + r) * P + p) * 4 + g
+                        copy_vector(
+                            at(projected, target * width), at(s, g * size + r * width)
+                        )
+                i += m
+
+    return project
+
+
 def make_step_reset_after(per_gate):
-    """Make a step of a block of n rows: tile by tile, panel by panel."""
+    """Make a step of a block of n rows: tile by tile, panel by panel.
+
+    Sums begin with `starts`, laid out like the bias, and the last F inputs.
+    """
     sums = step_sums(candidate=True, per_gate=per_gate)
 
     @section
     def step(
-        a, act, rec, words, own, b, n, t, x, x_row, x_gate, hs, h_gate, drops, scratch,
-        inner, h, h_new, active, seen, zeros,
+        a, act, rec, words, own, b, n, t, x, x_row, x_gate, F, starts, hs, h_gate,
+        drops, scratch, inner, h, h_new, active, seen, zeros,
     ):  # fmt: skip
         width, most, size = vector_lanes(a.x), most_rows(a.x), tile_size(a.x)
-        F, U = a.F, a.U
+        U = a.U
         P = (U + width - 1) // width
         V = P * width
-        w_panel = (F + U) * 3 * width
+        w_panel = (a.F + U) * 3 * width
         s = scratch
-        p, stop = share_of(own, P, ALONE if n == 1 else 1)
+        p, stop = share_of(own, P, ALONE if n == 1 and P > ALONE else 1)
         while p < stop:
             panels = ALONE if n == 1 and p + ALONE <= stop else 1
-            w = at(a.panels, p * w_panel)
-            bias = at(a.bias, p * 4 * width)
+            w = at(a.panels, p * w_panel + (a.F - F) * 3 * width)
+            bias = at(starts, p * 4 * width)
             i = 0
             while i < n:
                 m = tile_rows(n - i, most)
@@ -179,19 +212,19 @@ def make_step_reset_before(per_gate):
 
     @section
     def step(
-        a, act, rec, words, own, b, n, t, x, x_row, x_gate, hs, h_gate, drops, scratch,
-        inner, h, h_new, active, seen, zeros,
+        a, act, rec, words, own, b, n, t, x, x_row, x_gate, F, starts, hs, h_gate,
+        drops, scratch, inner, h, h_new, active, seen, zeros,
     ):  # fmt: skip
         width, most, size = vector_lanes(a.x), most_rows(a.x), tile_size(a.x)
-        F, U = a.F, a.U
+        U = a.U
         P = (U + width - 1) // width
         V = P * width
-        w_panel = (F + U) * 3 * width
+        w_panel = (a.F + U) * 3 * width
         panel_scratch = tiles_of(n, most) * size * SECTIONS
         first_panel, stop = share_of(own, P, 1)
         for p in range(first_panel, stop):
-            w = at(a.panels, p * w_panel)
-            bias = at(a.bias, p * 4 * width)
+            w = at(a.panels, p * w_panel + (a.F - F) * 3 * width)
+            bias = at(starts, p * 4 * width)
             start = p * panel_scratch
             i = 0
             while i < n:
@@ -220,7 +253,7 @@ def make_step_reset_before(per_gate):
         p = first_panel
         while p < stop:
             panels = 3 if p + 3 <= stop else 1
-            w = at(a.panels, p * w_panel + (3 * F + 2) * width)
+            w = at(a.panels, p * w_panel + (3 * a.F + 2) * width)
             first = p * panel_scratch
             i = 0
             while i < n:
