@@ -14,7 +14,6 @@ class Problem:
     """What the choice of a kernel depends on."""
 
     activations: tuple[Any, Any]
-    dropout_per_gate: bool
     fused: bool
 
 
@@ -41,12 +40,6 @@ def _scalar_activations(problem: Problem) -> str | None:
     if names:
         needs = "needs" if len(names) == 1 else "need"
         return f"{' and '.join(names)} {needs} all units of a row at once"
-    return None
-
-
-def _no_dropout_per_gate(problem: Problem) -> str | None:
-    if problem.dropout_per_gate:
-        return "each gate has dropout masks of its own"
     return None
 
 

@@ -106,7 +106,7 @@ class Weights:
 
     def inference(self, config: Any) -> Inference | None:
         """Prepare calls with a config; None where the general call is needed."""
-        family = _family(*_problem(config, False))
+        family = _family(*_problem(config))
         self.check(config)
         plain = not (config.go_backwards or config.time_major)
         ours = family.forward is forward_cpu.forward
@@ -269,11 +269,7 @@ def _call(
     return call, factor
 
 
-def _per_gate(call: Call) -> bool:
-    return call.x_drop.size > 0 or call.h_drop.size > 0
-
-
-def _problem(config: Any, dropout_per_gate: bool) -> tuple[Any, ...]:
+def _problem(config: Any) -> tuple[Any, ...]:
     """Give the fields of a `dispatch.Problem`."""
     if config.device == "cuda":
         raise RuntimeError(
@@ -281,7 +277,7 @@ def _problem(config: Any, dropout_per_gate: bool) -> tuple[Any, ...]:
             "only. Pass device='auto' or device='cpu'."
         )
     activations = config.activation, config.recurrent_activation
-    return activations, dropout_per_gate, config.use_cudnn is not False
+    return activations, config.use_cudnn is not False
 
 
 @lru_cache
@@ -358,7 +354,7 @@ def gru(
     call, _ = _call(
         config, weights, x, initial_state, mask, input_dropout, recurrent_dropout
     )
-    family = _family(*_problem(config, _per_gate(call)))
+    family = _family(*_problem(config))
     out = _outputs(config, call, None)
     family.forward(call, out, threads_of(config))
     return _public(config, out)
@@ -389,7 +385,7 @@ def gru_vjp(
     )
     for activation in (config.activation, config.recurrent_activation):
         _ = activation.backward_argument
-    family = _family(*_problem(config, _per_gate(call)))
+    family = _family(*_problem(config))
     width = family.saved_width(call.real, config.units)
     out = _outputs(config, call, width)
     family.forward(call, out, threads_of(config))
@@ -472,12 +468,6 @@ def _total(parts: np.ndarray) -> np.ndarray:
     return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
-def explain(
-    config: Any,
-    weights: Weights,
-    x_shape: tuple[int, ...],
-    mask: Any = None,
-    dropout_per_gate: bool = False,
-) -> str:
+def explain(config: Any) -> str:
     """Say which kernel `gru` takes and, for each faster one, what rules it out."""
-    return dispatch.explain(dispatch.Problem(*_problem(config, dropout_per_gate)))
+    return dispatch.explain(dispatch.Problem(*_problem(config)))

@@ -11,14 +11,12 @@ from numbagru.dispatch import KERNELS, Problem, Row
 
 DEFAULT = Problem(
     activations=(activations.get("tanh"), activations.get("sigmoid")),
-    dropout_per_gate=False,
     fused=True,
 )
 names = st.sampled_from(["tanh", "sigmoid", "relu", "softmax", "sparsemax"])
 problems = st.builds(
     Problem,
     activations=st.tuples(names.map(activations.get), names.map(activations.get)),
-    dropout_per_gate=st.booleans(),
     fused=st.booleans(),
 )
 
@@ -40,7 +38,6 @@ def test_default_takes_the_first_row():
     ("change", "reasons"),
     [
         ({"fused": False}, ["use_cudnn=False forbids the fused kernels"]),
-        ({"dropout_per_gate": True}, ["each gate has dropout masks of its own"]),
         (
             {"activations": tuple(map(activations.get, ("softmax", "sigmoid")))},
             ["'softmax' needs all units of a row at once"],
@@ -53,12 +50,10 @@ def test_default_takes_the_first_row():
             {
                 "activations": tuple(map(activations.get, ("softmax", "sparsemax"))),
                 "fused": False,
-                "dropout_per_gate": True,
             },
             [
                 "use_cudnn=False forbids the fused kernels",
                 "'softmax' and 'sparsemax' need all units of a row at once",
-                "each gate has dropout masks of its own",
             ],
         ),
     ],

@@ -62,8 +62,14 @@ CASES = {
     "several blocks": Case((150, 3, 3, 17), mask="gaps"),
     "many steps": Case((9, 150, 3, 17), mask="gaps"),
     "many steps of one row": Case((1, 600, 2, 5)),
+    # One row: inputs multiplied some steps ahead, units shared among threads.
+    "one row of wide inputs": Case((1, 19, 40, 5)),
+    "one wide row": Case((1, 13, 33, 100), initial_state=False),
+    "one wide row, gaps": Case((1, 9, 20, 100), mask="gaps"),
+    "some wide rows": Case((5, 6, 3, 130), mask="right"),
     "left mask": Case((7, 5, 3, 17), mask="left"),
     "right mask": Case((9, 5, 3, 17), mask="right"),
+    "right mask, many rows and steps": Case((70, 80, 9, 17), mask="right"),
     "gaps": Case((17, 5, 9, 33), mask="gaps"),
     "empty row": Case((3, 5, 3, 16), mask="empty row"),
     "all masked": Case((3, 5, 3, 8), mask="all"),
@@ -110,6 +116,10 @@ CASES = {
     ),
     "dropout per gate": Case((7, 5, 3, 17), dropout="per gate", mask="gaps"),
     "recurrent dropout": Case((7, 5, 3, 17), dropout="recurrent"),
+    "recurrent dropout, right mask": Case(
+        (19, 8, 3, 17), mask="right", dropout="recurrent"
+    ),
+    "recurrent dropout of a wide row": Case((1, 9, 20, 100), dropout="both"),
     "both dropouts": Case((3, 5, 3, 8), dropout="both", go_backwards=True),
 }
 
@@ -119,8 +129,7 @@ def families(case):
 
 
 def needs_plain(case):
-    rowwise = "softmax" in (case.activation, case.recurrent_activation)
-    return rowwise or case.dropout in ("per gate", "recurrent", "both")
+    return "softmax" in (case.activation, case.recurrent_activation)
 
 
 def lengths(rng, shape):
@@ -289,7 +298,7 @@ def by_time(case, array):
 def run(case, family):
     """Evaluate outputs and gradients by a kernel family, rows first."""
     given = arguments(case, family)
-    assert chosen(given[0], case) == family
+    assert chosen(given[0]) == family
     outputs, pullback = functional.gru_vjp(*given)
     d = problem_of(case).gradients
     gradients = pullback(d["last"], by_time(case, d["outputs"]), d["state"])
@@ -299,9 +308,8 @@ def run(case, family):
     return results
 
 
-def chosen(config, case):
-    per_gate = case.dropout in ("per gate", "recurrent", "both")
-    return functional.explain(config, None, (), None, per_gate).split(":")[0]
+def chosen(config):
+    return functional.explain(config).split(":")[0]
 
 
 def check(case, family):

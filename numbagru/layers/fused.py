@@ -173,12 +173,6 @@ class Chain:
         """Say which kernel runs each cell, and what ruled out faster ones."""
         lines = []
         for config, cell in zip(self.configs, self.cells, strict=True):
-            weights = cell.packed if cell.built else None
-            per_gate = training and bool(
-                config.recurrent_dropout
-                or (config.dropout and config.implementation == 1)
-            )
-            text = functional.explain(config, weights, x_shape, mask, per_gate)
+            text = functional.explain(config)
             lines.append(text if len(self.cells) == 1 else f"{cell.name}: {text}")
-            x_shape = (*x_shape[:2], cell.state_size)
         return "\n".join(lines)
