@@ -13,7 +13,10 @@ Arrays of the forward kernels
                           recurrent part or r * h; (0, 0, 0, 0) when not wanted. Gates
                           whose derivative is written in the input are saved as sums.
     states   (B, T, V)    out, for backward: the state after each step
-    V is U, or U padded to whole vectors in the register-tile kernels.
+    x_drop   (3, B, F)    multipliers of x per gate; (0, 0, 0) for none
+    h_drop   (3, B, U)    multipliers of the state in each gate's product
+    V is U, or U padded to whole vectors in the register-tile kernels, which also save
+    rows by their last active step, latest first (call.rows_by_end).
 
 Arrays of the backward kernels
     d_y, d_last, d_state  gradients of the outputs, shapes as above, (0, ...) for none
@@ -33,4 +36,11 @@ gate after the product is a chain of its own from its own bias. Never split, nev
 reassociated. Weight gradients are partial sums over fixed blocks of rows, each from the
 last step to the first, added in the order of the blocks. So no result depends on the
 rows around it, on threads, on chunks of time or on the vector width.
+
+Where things are
+    simd, atomics, variant    what Numba lacks: tiles, shared words, bodies by type
+    tiles, panels             tiles of any number of rows, and weights packed for them
+    team, threads             several threads in a kernel, and where they come from
+    forward_*, backward_*     the register-tile kernels; *_cpu has loops and entries
+    plain_cpu                 plain loops for everything
 """
