@@ -12,6 +12,7 @@ Helpers belong to one caller at a time; who finds none works alone.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import threading
 import time
@@ -48,7 +49,8 @@ class _Helper(threading.Thread):
         super().__init__(name="numbagru", daemon=True)
         self.mailbox = np.zeros(team.MAILBOX, np.int64)
         self.mailbox[0] = team.SPINNING
-        self._alarm = threading.Semaphore(0)
+        self._alarm = threading.Lock()  # locked but for the moment of an alarm
+        self._alarm.acquire()
         # Here, because the thread may be cut off when Python ends.
         self._serve = _SERVE.entry()
 
@@ -60,7 +62,9 @@ class _Helper(threading.Thread):
     def wake(self) -> None:
         """Wake it up, unless it is awake."""
         if self.mailbox[0] == team.SLEEPING:
-            self._alarm.release()
+            # RuntimeError: released already, and not yet noticed.
+            with contextlib.suppress(RuntimeError):
+                self._alarm.release()
 
 
 class _Crew:
