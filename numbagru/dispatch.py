@@ -50,7 +50,7 @@ def _fused(problem: Problem) -> str | None:
 KERNELS = (
     Row(
         "cpu_tiles",
-        "sums of rows x units in vector registers, parallel over rows",
+        "sums of rows x units in vector registers, parallel over rows or units",
         forward_cpu.forward,
         backward_cpu.backward,
         forward_cpu.saved_width,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from numbagru._jit import routine, section
+from numbagru.kernels.forward_arrays import row_of
 from numbagru.kernels.simd import (
     at,
     pointer,
@@ -111,12 +112,6 @@ class Work(NamedTuple):
 def rounded_up(count, step):
     """Round up to a multiple of `step`."""
     return (count + step - 1) // step * step
-
-
-@routine
-def row_of(a, slot):
-    """Which row of the arrays a block has in a place."""
-    return a.order[slot] if a.masked else slot
 
 
 @routine

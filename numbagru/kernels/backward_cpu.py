@@ -27,7 +27,6 @@ from numbagru.kernels.backward_arrays import (
     counts,
     cut_memory,
     rounded_up,
-    row_of,
 )
 from numbagru.kernels.backward_products import (
     add_chunk,
@@ -45,6 +44,7 @@ from numbagru.kernels.backward_step import (
     pack_inputs_per_gate,
 )
 from numbagru.kernels.call import Call, Cotangents, Outputs, Parts, rows_by_end
+from numbagru.kernels.forward_arrays import row_of
 from numbagru.kernels.simd import (
     at,
     hold,

@@ -6,8 +6,8 @@ from numbagru._jit import routine, section
 from numbagru.kernels.backward_arrays import (
     GROUP,
     rounded_up,
-    row_of,
 )
+from numbagru.kernels.forward_arrays import row_of
 from numbagru.kernels.simd import (
     at,
     most_rows,

@@ -20,12 +20,12 @@ from numbagru.kernels.backward_arrays import (
     GROUP,
     counts,
     rounded_up,
-    row_of,
 )
 from numbagru.kernels.backward_products import (
     drop_products,
     multiply_recurrent,
 )
+from numbagru.kernels.forward_arrays import row_of
 from numbagru.kernels.simd import (
     at,
     copy_eight,
