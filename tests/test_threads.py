@@ -16,6 +16,7 @@ from numba import njit
 import numbagru as ng
 from numbagru.functional import threads_of
 from numbagru.kernels import team, threads
+from numbagru.kernels.simd import pointer
 
 # One row and some rows, where threads work together; and rows enough to work apart.
 SHAPES = [(1, 40, 33, 130), (5, 9, 3, 70), (8, 12, 40, 65), (40, 6, 9, 64)]
@@ -300,6 +301,38 @@ def run(program, *arguments, **environment):
     )
     assert done.returncode == 0, done.stderr
     return done
+
+
+FREED = """
+layer = ng.GRU(256)
+x = np.ones((1, 20, 64), "float32")
+for _ in range(300):
+    layer(x)
+    y, pullback = layer.vjp(x)
+    pullback(y)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the variable is glibc's")
+def test_nobody_reads_what_another_has_freed():
+    """Every freed array vanishes at once, so that reading it would end the process."""
+    run(PROGRAM + FREED, MALLOC_MMAP_THRESHOLD_="4096")
+
+
+@njit
+def _entered(words, own):
+    return team.enter(pointer(words), True, pointer(own))
+
+
+@pytest.mark.parametrize(("admitted", "step"), [(3, 7), (-3, 7), (-1, -1)])
+def test_who_was_let_in_stays_in(admitted, step):
+    """Although nobody else is let in before it has noticed: others count on it."""
+    words = np.zeros(team.LENGTH, np.int64)
+    words[team.TOGETHER] = 1
+    words[team.JOINED] = 1
+    words[team.ADMITTED] = admitted
+    words[team._ENTRIES + 2 * 2] = 7
+    assert _entered(words, np.zeros(team.OWN, np.int64)) == step
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

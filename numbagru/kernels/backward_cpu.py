@@ -315,7 +315,7 @@ def _parts_of(reset_after, per_gate):
             if stays:
                 unpack(a, w, own, d_W[k], d_R[k], d_bias[k])
             k = d_W.shape[0] if together else next_item(words, k)
-        leave(words, own)
+        leave(words, helper, own)
         hold(work)
 
     return sharing(parts)

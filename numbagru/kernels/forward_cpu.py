@@ -242,7 +242,7 @@ def _rows_of(reset_after, per_gate, arrays):
             n = min(rows, B - b)
             block(a, act, rec, words, own, scratch, private, shared, b, n, start)
             b = B if together else next_item(words, b // rows) * rows
-        leave(words, own)
+        leave(words, helper, own)
         hold(work)
 
     return sharing(rows)

@@ -92,7 +92,13 @@ def _call_together(words, function, for_helpers, for_us):
         mailbox[2] = for_helpers
         store(mailbox, POSTED)
     call_address(function, for_us)
-    for i in range(helpers):
+    _wait_for_helpers(words)
+
+
+@routine
+def _wait_for_helpers(words):
+    """Take back what helpers have not begun, and wait for the end of what they have."""
+    for i in range(words[HELPERS]):
         mailbox = words_at(words[MAILBOXES + i])
         if replace(mailbox, POSTED, SLEEPING) == 0:
             spins = 0
@@ -139,10 +145,12 @@ def enter(words, helper, own):
         return 0
     me = add(at(words, JOINED), 1) + 1
     spins = 0
-    while load(at(words, ADMITTED)) <= me:
-        if load(at(words, ADMITTED)) < 0 or load(at(words, FAILED)) != 0:
+    admitted = load(at(words, ADMITTED))
+    while abs(admitted) <= me:
+        if admitted < 0 or load(at(words, FAILED)) != 0:
             return -1
         spins = _wait_a_little(spins)
+        admitted = load(at(words, ADMITTED))
     step = words[_ENTRIES + 2 * me]
     own[_ME] = me
     own[_TARGET] = words[_ENTRIES + 2 * me + 1]
@@ -152,10 +160,11 @@ def enter(words, helper, own):
 
 
 @routine
-def leave(words, own):
-    """End working together."""
-    if own[_ME] == 0 and words[TOGETHER] != 0:
-        store(at(words, ADMITTED), -1)
+def leave(words, helper, own):
+    """End working together; the calling thread may then free what all worked in."""
+    if not helper and words[TOGETHER] != 0:
+        store(at(words, ADMITTED), -own[_SIZE])
+        _wait_for_helpers(words)
 
 
 @routine
@@ -205,7 +214,7 @@ def turn(words, own, step):
         words[following] = size
         if words[WAITED] != 0:
             words[following] = 1
-            store(at(words, ADMITTED), -1)
+            store(at(words, ADMITTED), -size)
         elif joined > size:
             words[following] = joined
             for i in range(size, joined):
