@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numbagru import dispatch, operands
-from numbagru.kernels import forward_cpu, panels
-from numbagru.kernels.call import REAL, Call, Cotangents, Outputs, Parts
+from numbagru.kernels import forward_cpu, memory, panels
+from numbagru.kernels.call import REAL, Call, Cotangents, Outputs, Results
 from numbagru.kernels.threads import get_num_threads, set_num_threads
 
 __all__ = [
@@ -296,8 +296,8 @@ def _outputs(config: Any, call: Call, width: int | None) -> Outputs:
         y=y.transpose(1, 0, 2) if config.time_major else y,
         last=np.empty((B, U), dtype),
         state=np.empty((B, U), dtype),
-        saved=np.empty((B, T, 4, width) if width else (0, 0, 0, 0), dtype),
-        states=np.empty((B, T, width) if width else (0, 0, 0), dtype),
+        saved=memory.empty((B, T, 4, width) if width else (0, 0, 0, 0), dtype),
+        states=memory.empty((B, T, width) if width else (0, 0, 0), dtype),
     )
 
 
@@ -435,37 +435,30 @@ def _backward(
     B, T, F = call.x.shape
     U, dtype = config.units, call.x.dtype
     rows = rows_per_part(B, F, U, call.x.itemsize)
-    count = math.ceil(B / rows)
     d_x = np.empty((T, B, F) if config.time_major else (B, T, F), dtype)
     d_x_rows = d_x.transpose(1, 0, 2) if config.time_major else d_x
-    parts = Parts(
+    results = Results(
         x=d_x_rows[:, ::-1] if config.go_backwards else d_x_rows,
         h0=np.empty((B, U), dtype),
-        W=np.empty((count, F, 3, U), dtype),
-        R=np.empty((count, U, 3, U), dtype),
-        bias=np.empty((count, 4, U), dtype),
+        W=np.empty((F, 3, U), dtype),
+        R=np.empty((U, 3, U), dtype),
+        bias=np.empty((4, U), dtype),
     )
-    family.backward(call, given, out, rows, parts, threads_of(config))
+    family.backward(call, given, out, rows, results, threads_of(config))
     if factor is not None:
         d_x_rows *= factor
-    W, R, bias = _total(parts.W), _total(parts.R), _total(parts.bias)
-    d_bias = None
+    bias, d_bias = results.bias, None
     if config.use_bias and config.reset_after:
         d_bias = bias.take(_TWO_BIASES, 0).reshape(2, 3 * U)
     elif config.use_bias:
         d_bias = bias[:3].reshape(3 * U)
     return Gradients(
         inputs=d_x,
-        initial_state=parts.h0,
-        kernel=W.reshape(F, 3 * U),
-        recurrent_kernel=R.reshape(U, 3 * U),
+        initial_state=results.h0,
+        kernel=results.W.reshape(F, 3 * U),
+        recurrent_kernel=results.R.reshape(U, 3 * U),
         bias=d_bias,
     )
-
-
-def _total(parts: np.ndarray) -> np.ndarray:
-    """Add the parts in order."""
-    return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
 def explain(config: Any) -> str:

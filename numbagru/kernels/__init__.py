@@ -21,9 +21,9 @@ Arrays of the forward kernels
 Arrays of the backward kernels
     d_y, d_last, d_state  gradients of the outputs, shapes as above, (0, ...) for none
     d_x (B, T, F), d_h0 (B, U)  out
-    d_W (parts, F, 3, U), d_R (parts, U, 3, U), d_bias (parts, 4, U)  out: partial sums
-                          over `rows_per_part` rows each; the caller adds the parts in
-                          order. d_bias is z, r, candidate's input and recurrent part.
+    d_W (F, 3, U), d_R (U, 3, U), d_bias (4, U)  out: sums of parts over `rows_per_part`
+                          rows each, added in order. d_bias is z, r, candidate's input
+                          and recurrent part.
 
 Weights: W (F, 3 U), R (U, 3 U), gates z, r, candidate; bias (4, U): z and r with both
 biases added, the candidate's input bias and its recurrent bias. All arrays belong to
@@ -41,6 +41,8 @@ Where things are
     simd, atomics, variant    what Numba lacks: tiles, shared words, bodies by type
     tiles, panels             tiles of any number of rows, and weights packed for them
     team, threads             several threads in a kernel, and where they come from
+    memory                    what one call after the other works with
     forward_*, backward_*     the register-tile kernels; *_cpu has loops and entries
+    weight_gradients          what backward adds up: parts of rows, and their sum
     plain_cpu                 plain loops for everything
 """

@@ -65,8 +65,7 @@ def arrays(data):
     """Take apart what a backward kernel is given."""
     (
         _, _, _, _, _, x, h0, mask, order, ends, kernel, recurrent, x_drop, h_drop,
-        zero_output, first_is_state, d_y, d_last, d_state, saved, states, d_x, d_h0,
-        _, _, _,
+        zero_output, first_is_state, d_y, d_last, d_state, saved, states, d_x, d_h0, _,
     ) = data  # fmt: skip
     size = x.itemsize
     return Arrays(
@@ -104,8 +103,8 @@ class Work(NamedTuple):
     inner: Any  # (rows, V) products of a step: gradient of r * h, part of dh
     d_x: Any  # (rows, F padded)
     drops: Any  # (3, rows, V) multipliers of the states
-    gradient: Any  # (P, 8 groups, 3, lanes) of the weights, of a part
-    bias: Any  # (P, 4, lanes) of the biases, of a part
+    gradient: Any  # (P, 8 groups, 3, lanes) of the weights, of a part, and after each
+    # panel (4, lanes) of the biases: weight_gradients.py
 
 
 @routine
@@ -121,7 +120,7 @@ def counts(a, slot, t):
 
 
 @section
-def cut_memory(a, s, shared, rows, capacity, groups, factors, drop_rows):
+def cut_memory(a, s, shared, gradient, rows, capacity, groups, factors, drop_rows):
     """Cut the memory that the threads of a part share."""
     U, V = a.U, rounded_up(a.U, vector_lanes(a.x))
     d = shared
@@ -132,9 +131,6 @@ def cut_memory(a, s, shared, rows, capacity, groups, factors, drop_rows):
     inner = at(d_output, rows * V)
     d_x = at(inner, rows * V)
     drops = at(d_x, rows * rounded_up(a.F, vector_lanes(a.x)))
-    gradient = at(drops, drop_rows * V)
-    bias = at(gradient, V * groups * GROUP * 3)
     return Work(
         V, rows, groups, s, d, factor, e, dh, d_output, inner, d_x, drops, gradient,
-        bias,
     )  # fmt: skip

@@ -32,10 +32,8 @@ from numbagru.kernels.backward_products import (
     add_chunk,
     add_to_dh,
     add_to_dh_per_gate,
-    clear_gradients,
     input_gradient,
     input_gradient_per_gate,
-    unpack,
 )
 from numbagru.kernels.backward_step import (
     make_step_reset_after,
@@ -43,9 +41,10 @@ from numbagru.kernels.backward_step import (
     pack_inputs,
     pack_inputs_per_gate,
 )
-from numbagru.kernels.call import Call, Cotangents, Outputs, Parts, rows_by_end
+from numbagru.kernels.call import Call, Cotangents, Outputs, Results, rows_by_end
 from numbagru.kernels.forward_arrays import row_of
 from numbagru.kernels.simd import (
+    aligned,
     at,
     hold,
     pointer,
@@ -54,6 +53,7 @@ from numbagru.kernels.simd import (
 )
 from numbagru.kernels.team import (
     OWN,
+    OWN_ALIGNED,
     SHARED,
     TOGETHER,
     enter,
@@ -67,16 +67,12 @@ from numbagru.kernels.team import (
 )
 from numbagru.kernels.threads import WORD_ARRAY, run
 from numbagru.kernels.variant import choosing, variant
+from numbagru.kernels.weight_gradients import clear, collect, make_parts
 
-# A chunk's samples fit into half of a 1 MiB second-level cache, within these bounds.
-# For wide layers 64, whose gradients of one panel take half of the first-level cache:
-# with 128 the backward pass took 1.8 times as long at 256 units.
+# A chunk's samples fit into half of a 1 MiB second-level cache, within these bounds: of
+# wide layers 256, since all gradients are fetched from further away once per chunk.
 _CHUNK_BYTES = 2**19
-
-
-_FEWEST_SAMPLES, _MOST_SAMPLES = 64, 512
-
-
+_FEWEST_SAMPLES, _MOST_SAMPLES = 256, 512
 _MOST_BLOCK_ROWS = 32
 # Products of a number and three weights per step, from which on meeting in each step
 # pays, and per sequence, from which on a second thread does.
@@ -217,7 +213,6 @@ def _block_of(reset_after, per_gate):
         if stays:
             _enter_rows(a, w, own, b, n, total, -1)
             _give_initial(a, w, own, b, total)
-        return stays
 
     return block
 
@@ -267,7 +262,7 @@ def _parts_of(reset_after, per_gate):
     @variant_routine(reset_after, per_gate)
     def parts(words, helper, data):
         rows_per_part, act, rec, d_act, d_rec, x = data[:6]
-        d_W, d_R, d_bias = data[23:]
+        gradients = data[23]
         a = arrays(data)
         width = vector_lanes(a.x)
         F, U = a.F, a.U
@@ -280,43 +275,43 @@ def _parts_of(reset_after, per_gate):
         drop_rows = 0
         if per_gate:
             factors, drop_rows = 3 * groups, 3 * rows
-        private = OWN + D_SECTIONS * tile_size(a.x)
+        private = OWN_ALIGNED + D_SECTIONS * tile_size(a.x)
         together = words[TOGETHER] != 0
         total = private
         if not (together and helper):
             total += (
                 V * capacity * 4 + factors * capacity * GROUP
                 + rows * (2 * 4 * U + 3 * V) + rows * rounded_up(F, width)
-                + drop_rows * V + V * groups * GROUP * 3 + V * 4
+                + drop_rows * V
             )  # fmt: skip
         work = np.empty(total, x.dtype)
-        own = words_at(address_of(pointer(work)))
-        s = at(pointer(work), OWN)
-        for j in range(private - OWN):
+        begin = aligned(pointer(work))
+        own = words_at(address_of(begin))
+        s = at(begin, OWN)
+        for j in range(private - OWN_ALIGNED):
             s[j] = 0
-        shared = at(pointer(work), private)
+        shared = at(s, private - OWN_ALIGNED)
         if together and not helper:
             words[SHARED] = address_of(shared)
         start = enter(words, helper, own)
         if together and helper:
             shared = numbers_at(shared, words[SHARED])
-        w = cut_memory(a, s, shared, rows, capacity, groups, factors, drop_rows)
         k = 0 if together else next_item(words, -1)
-        while start >= 0 and k < d_W.shape[0]:
+        while start >= 0 and k < gradients.shape[0]:
+            part = at(pointer(gradients), k * gradients.shape[1])
+            w = cut_memory(
+                a, s, shared, part, rows, capacity, groups, factors, drop_rows
+            )
             if start == 0:
-                clear_gradients(a, w)
+                clear(part, gradients.shape[1])
             stop = min(a.B, (k + 1) * rows_per_part)
-            stays = True
             for b in range(k * rows_per_part, stop, rows):
                 n = min(rows, stop - b)
-                stays = block(
-                    a, w, act, rec, d_act, d_rec, words, own, b, n, capacity, start
-                )
-            if stays:
-                unpack(a, w, own, d_W[k], d_R[k], d_bias[k])
-            k = d_W.shape[0] if together else next_item(words, k)
+                block(a, w, act, rec, d_act, d_rec, words, own, b, n, capacity, start)
+            k = gradients.shape[0] if together else next_item(words, k)
         leave(words, helper, own)
         hold(work)
+        hold(gradients)
 
     return sharing(parts)
 
@@ -331,13 +326,13 @@ _run_backward = choosing(_BACKWARD)
 def backward_kernel(
     variant, act, rec, d_act, d_rec, x, h0, mask, order, ends, kernel, recurrent,
     x_drop, h_drop, zero_output, first_is_state, d_y, d_last, d_state, saved, states,
-    rows_per_part, d_x, d_h0, d_W, d_R, d_bias, words,
+    rows_per_part, d_x, d_h0, gradients, words,
 ):  # fmt: skip
     """Run all parts."""
     data = (
         rows_per_part, act, rec, d_act, d_rec, x, h0, mask, order, ends, kernel,
         recurrent, x_drop, h_drop, zero_output, first_is_state, d_y, d_last, d_state,
-        saved, states, d_x, d_h0, d_W, d_R, d_bias,
+        saved, states, d_x, d_h0, gradients,
     )  # fmt: skip
     _run_backward(variant, pointer(words), data)
 
@@ -351,7 +346,7 @@ def _signature(variant, real, act, rec, d_act, d_rec):
         variant, act, rec, d_act, d_rec, array(3, "A"), array(2), mask, WORD_ARRAY,
         WORD_ARRAY, array(1), array(1), array(3), array(3), flag, flag, array(3, "A"),
         array(2), array(2), array(4), array(3), types.intp, array(3, "A"), array(2),
-        array(4), array(4), array(3), WORD_ARRAY,
+        array(2), WORD_ARRAY,
     )  # fmt: skip
 
 
@@ -363,23 +358,27 @@ def backward(
     given: Cotangents,
     out: Outputs,
     rows_per_part: int,
-    parts: Parts,
+    results: Results,
     most: int,
 ) -> None:
     """Run the backward kernel on at most `most` threads."""
     values, kinds = call.backward_activations
     kind = variant(call.reset_after, call.per_gate)
     entry = BACKWARD.entry(kind.type, call.real, *kinds)
+    B, T, F = call.x.shape
+    U = call.h0.shape[1]
+    count = max(1, -(-B // rows_per_part))  # no rows: gradients of zero
+    gradients = make_parts(count, F, U, call.x.dtype)
     arguments = (
         kind, *values, call.x, call.h0, call.mask, *rows_by_end(call.mask),
         *call.weights.transposed_panels, call.x_drop, call.h_drop, call.zero_output,
         call.first_is_state, *given, out.saved, out.states,
-        rows_per_part, *parts,
+        rows_per_part, results.x, results.h0, gradients,
     )  # fmt: skip
-    B, T, F = call.x.shape
-    products = B * call.h0.shape[1] * (F + call.h0.shape[1])
-    count = parts.W.shape[0]
+    products = B * U * (F + U)
     together = count == 1 and T > 1 and products >= _TOGETHER_FROM
+    threads = most
     if not together:
-        most = min(most, count) if T * products >= _PARALLEL_FROM else 1
-    run(entry, arguments, most, together)
+        threads = min(most, count) if T * products >= _PARALLEL_FROM else 1
+    run(entry, arguments, threads, together)
+    collect(gradients, results, most)

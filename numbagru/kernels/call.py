@@ -73,8 +73,8 @@ class Cotangents(NamedTuple):
     state: np.ndarray
 
 
-class Parts(NamedTuple):
-    """Where the backward kernels write; the weights' gradients in parts."""
+class Results(NamedTuple):
+    """Where the backward kernels write."""
 
     x: np.ndarray
     h0: np.ndarray

@@ -39,6 +39,7 @@ from numbagru.kernels.forward_step import (
 )
 from numbagru.kernels.panels import Panels
 from numbagru.kernels.simd import (
+    aligned,
     at,
     hold,
     lanes,
@@ -51,6 +52,7 @@ from numbagru.kernels.simd import (
 )
 from numbagru.kernels.team import (
     OWN,
+    OWN_ALIGNED,
     SHARED,
     TOGETHER,
     enter,
@@ -219,14 +221,15 @@ def _rows_of(reset_after, per_gate, arrays):
             private_size = n * (1 + 3 * a.F + 3 * V)
         elif a.masked:
             private_size = n * (1 + a.F)
-        needed = OWN + scratch_size + private_size
+        needed = OWN_ALIGNED + scratch_size + private_size
         needed += shared_size(n, V, width, per_gate)
         if not per_gate and _hoists(a, n):
             needed += _HOISTED_STEPS * 4 * V
         use_given = not helper and given.size >= needed
         work = given if use_given else np.empty(needed, x.dtype)
-        own = words_at(address_of(pointer(work)))
-        scratch = at(pointer(work), OWN)
+        begin = aligned(pointer(work))
+        own = words_at(address_of(begin))
+        scratch = at(begin, OWN)
         for j in range(scratch_size):
             scratch[j] = 0
         private = at(scratch, scratch_size)
@@ -413,4 +416,5 @@ def work_size(real: types.Float, B: int, units: int) -> int:
     panels = padded(units, lanes(real)) // lanes(real)
     tiles = panels * (B + 3)
     V = panels * lanes(real)
-    return OWN + SECTIONS * tile_size_of(real) * tiles + 4 * B * V + B + lanes(real)
+    scratch = SECTIONS * tile_size_of(real) * tiles
+    return OWN_ALIGNED + scratch + 4 * B * V + B + lanes(real)

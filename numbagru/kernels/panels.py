@@ -13,6 +13,7 @@ import numpy as np
 from numba import types
 
 from numbagru._jit import Kernel, routine
+from numbagru.kernels import memory
 from numbagru.kernels.simd import (
     at,
     copy_vector,
@@ -140,7 +141,8 @@ def pack(real: types.Float, W: np.ndarray, R: np.ndarray, bias: np.ndarray) -> P
     """Pack C-ordered W (F, 3 U), R (U, 3 U) and bias, flat (3 U), (6 U) or (0)."""
     F, U = W.shape[0], R.shape[0]
     UP = padded(U, lanes(real))
-    weights, starts = np.empty((F + U) * 3 * UP, W.dtype), np.empty(4 * UP, W.dtype)
+    weights = memory.empty(((F + U) * 3 * UP,), W.dtype)
+    starts = memory.empty((4 * UP,), W.dtype)
     _PACK.entry(real)(W, R, bias, weights, starts)
     return Panels(weights, starts)
 
@@ -150,7 +152,7 @@ def pack_transposed(
 ) -> TransposedPanels:
     """Pack the transposes of C-ordered W (F, 3 U) and R (U, 3 U)."""
     F, U, width = W.shape[0], R.shape[0], lanes(real)
-    kernel = np.empty(padded(F, width) * 3 * U, W.dtype)
-    recurrent = np.empty(padded(U, width) * 3 * U, W.dtype)
+    kernel = memory.empty((padded(F, width) * 3 * U,), W.dtype)
+    recurrent = memory.empty((padded(U, width) * 3 * U,), W.dtype)
     _PACK_TRANSPOSED.entry(real)(W, R, kernel, recurrent)
     return TransposedPanels(kernel, recurrent)

@@ -38,7 +38,8 @@ from numbagru.gates import (
     next_state,
     step_reset_after,
 )
-from numbagru.kernels.call import Call, Cotangents, Outputs, Parts
+from numbagru.kernels import memory
+from numbagru.kernels.call import Call, Cotangents, Outputs, Results
 from numbagru.kernels.simd import pointer
 from numbagru.kernels.team import next_item, sharing
 from numbagru.kernels.threads import WORD_ARRAY, run
@@ -348,14 +349,20 @@ def backward(
     given: Cotangents,
     out: Outputs,
     rows_per_part: int,
-    parts: Parts,
+    results: Results,
     most: int,
 ) -> None:
     """Run the backward kernel on at most `most` threads."""
     values, kinds = call.backward_activations
+    count = -(-call.x.shape[0] // rows_per_part)
+    sums = results[2:]
+    parts = [memory.empty((count, *array.shape), array.dtype) for array in sums]
     arguments = (
         *values, call.reset_after, call.x, call.h0, call.mask, call.weights.kernel,
         call.weights.recurrent_kernel, call.x_drop, call.h_drop, call.zero_output,
-        call.first_is_state, *given, out.saved, out.states, rows_per_part, *parts,
+        call.first_is_state, *given, out.saved, out.states, rows_per_part,
+        *results[:2], *parts,
     )  # fmt: skip
-    run(BACKWARD.entry(call.real, *kinds), arguments, min(most, parts.W.shape[0]))
+    run(BACKWARD.entry(call.real, *kinds), arguments, min(most, count))
+    for part, array in zip(parts, sums, strict=True):
+        part.sum(0, out=array)

@@ -98,6 +98,18 @@ def at(typingctx: Any, base: Any, offset: Any) -> Any:
     return base(base, types.intp), codegen
 
 
+@intrinsic
+def aligned(typingctx: Any, base: Any) -> Any:
+    """First address from `base` on that starts a cache line."""
+
+    def codegen(context, builder, signature, args):
+        address = builder.ptrtoint(args[0], _INDEX)
+        start = builder.and_(builder.add(address, _INDEX(63)), _INDEX(-64))
+        return builder.inttoptr(start, args[0].type)
+
+    return base(base), codegen
+
+
 def _compile_time(name: str, number: Any) -> Any:
     """Make a function of an array that is a constant once its type is known."""
 

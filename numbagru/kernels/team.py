@@ -46,10 +46,11 @@ LENGTH = _ENTRIES + 2 * (MOST_HELPERS + 1)
 MAILBOX = _LINE
 SLEEPING, SPINNING, POSTED, RUNNING = range(4)
 
-# What each thread keeps for itself, three words at the start of its working memory, in
-# numbers of it: all 64 bytes of a cache line, so that what follows is as well aligned.
+# What each thread keeps for itself, three words at the start of its working memory. In
+# numbers of that: all of a cache line, and with what `simd.aligned` may skip before.
 _SIZE, _TARGET, _ME = range(3)
 OWN = 16
+OWN_ALIGNED = 2 * OWN
 
 # Rounds of `rest`, 25 ns each on Zen 4, before a thread that waits lets others run, and
 # the calling thread decides to go on alone.

@@ -1,0 +1,64 @@
+"""Memory that one call after the other needs: kept instead of given back.
+
+A training step packs its weights anew and saves what backward needs. Where the system
+took such arrays back in between and handed out fresh pages, 700 page faults made 1.9 of
+the 2.6 ms of the backward pass of 64 rows, one step and 256 units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+# Below, malloc has it at hand; above, NumPy asks for huge pages, which are few.
+_SMALLEST, _LARGEST = 2**15, 2**25
+# What is kept of what nobody uses; a layer in training asks for ten blocks.
+_MOST_BYTES, _MOST_BLOCKS = 2**26, 16
+_LINE = 64
+
+# The oldest first. Without a lock, which a garbage collection in between could ask for
+# a second time: appending and popping are atomic.
+_spare: deque[np.ndarray] = deque(maxlen=_MOST_BLOCKS)
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Make an array that starts a cache line; its memory may be used again.
+
+    As `numpy.empty`, for what no caller of the package ever sees.
+    """
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize + _LINE
+    if _SMALLEST <= size <= _LARGEST:
+        block = np.asarray(_Loan(_taken(size)))
+    else:
+        block = np.empty(size, np.uint8)
+    offset = -block.ctypes.data % _LINE
+    return np.ndarray(shape, dtype, block, offset)
+
+
+def _taken(size: int) -> np.ndarray:
+    for _ in range(len(_spare)):
+        try:
+            block = _spare.popleft()
+        except IndexError:
+            break
+        if size <= block.size <= 2 * size:
+            return block
+        _spare.append(block)
+    return np.empty(size, np.uint8)
+
+
+class _Loan:
+    """Who has a block: it goes back when the last view of it dies."""
+
+    def __init__(self, block: np.ndarray) -> None:
+        self.block = block
+        self.__array_interface__ = block.__array_interface__
+
+    def __del__(self) -> None:
+        _spare.append(self.block)
+        while sum(block.size for block in tuple(_spare)) > _MOST_BYTES:
+            _spare.popleft()

@@ -1,0 +1,137 @@
+"""Gradients of weights: packed while a part of the rows is added up, then summed.
+
+A part is an array of panels, one vector of units each: for every eight inputs and every
+eight states (8, 3, lanes) gradients, where inputs have the candidate first and states
+have it last, and then (4, lanes) of the biases. So the products write whole tiles, and
+in memory that NumPy made: the caller's, in huge pages where it is large.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+
+from numbagru._jit import Kernel, routine
+from numbagru.kernels import memory
+from numbagru.kernels.backward_arrays import GROUP, rounded_up
+from numbagru.kernels.call import REAL, Results
+from numbagru.kernels.simd import (
+    at,
+    copy_vector,
+    hold,
+    lanes,
+    padded,
+    pointer,
+    vector_lanes,
+)
+from numbagru.kernels.team import next_item, sharing
+from numbagru.kernels.threads import WORD_ARRAY, run
+
+# Numbers in all parts from which on a second thread pays.
+_PARALLEL_FROM = 50_000
+
+
+@routine
+def panel_size(groups, width):
+    """Count the numbers of a panel with so many groups of eight inputs and states."""
+    return (groups * GROUP * 3 + 4) * width
+
+
+@routine
+def biases_at(groups, width):
+    """Where the biases of a panel start."""
+    return panel_size(groups, width) - 4 * width
+
+
+@routine
+def clear(part, size):
+    """Make the gradients of a part zero."""
+    for j in range(size):
+        part[j] = 0
+
+
+@routine
+def _write(target, source, count, width):
+    if count == width:
+        copy_vector(target, source)
+    else:
+        for j in range(count):
+            target[j] = source[j]
+
+
+@routine
+def _collect_panel(total, F, U, p, groups, d_W, d_R, d_bias, width):
+    """Bring a panel to the layout of the weights."""
+    first = p * width
+    count = min(width, U - first)
+    inputs = rounded_up(F, GROUP)
+    for k in range(F):
+        for g in range(3):
+            source = at(total, (k * 3 + (g + 1) % 3) * width)
+            _write(at(d_W, (k * 3 + g) * U + first), source, count, width)
+    for k in range(U):
+        for g in range(3):
+            source = at(total, ((inputs + k) * 3 + g) * width)
+            _write(at(d_R, (k * 3 + g) * U + first), source, count, width)
+    bias = at(total, biases_at(groups, width))
+    for g in range(4):
+        source = at(bias, ((g + 1) % 3 if g < 3 else 3) * width)
+        _write(at(d_bias, g * U + first), source, count, width)
+
+
+@routine
+def _panels(words, helper, data):
+    parts, d_W, d_R, d_bias = data
+    width = vector_lanes(parts)
+    F, U = d_W.shape[0], d_R.shape[0]
+    V = rounded_up(U, width)
+    groups = rounded_up(F, GROUP) // GROUP + rounded_up(V, GROUP) // GROUP
+    size = panel_size(groups, width)
+    p = next_item(words, -1)
+    while p * width < U:
+        total = at(pointer(parts), p * size)
+        for k in range(1, parts.shape[0]):
+            part = at(total, k * parts.shape[1])
+            for j in range(size):
+                total[j] += part[j]
+        _collect_panel(
+            total, F, U, p, groups, pointer(d_W), pointer(d_R), pointer(d_bias), width
+        )
+        p = next_item(words, p)
+    hold(parts)
+    hold(d_W)
+    hold(d_R)
+    hold(d_bias)
+
+
+_share_panels = sharing(_panels)
+
+
+def _collect(parts, d_W, d_R, d_bias, words):
+    _share_panels(pointer(words), (parts, d_W, d_R, d_bias))
+
+
+def _signature(real):
+    def array(n):
+        return types.Array(real, n, "C")
+
+    return array(2), array(3), array(3), array(2), WORD_ARRAY
+
+
+COLLECT = Kernel(_collect, _signature)
+
+
+def make_parts(count: int, F: int, U: int, dtype: np.dtype) -> np.ndarray:
+    """Make memory for so many parts (count, panels x `panel_size`)."""
+    width = lanes(REAL[dtype])
+    V = padded(U, width)
+    groups = padded(F, GROUP) // GROUP + padded(V, GROUP) // GROUP
+    return memory.empty((count, V // width * panel_size.py_func(groups, width)), dtype)
+
+
+def collect(parts: np.ndarray, results: Results, most: int) -> None:
+    """Add the parts in order, and write the sums in the layout of the weights."""
+    if parts.size < _PARALLEL_FROM:
+        most = 1
+    entry = COLLECT.entry(REAL[parts.dtype])
+    run(entry, (parts, results.W, results.R, results.bias), most)
