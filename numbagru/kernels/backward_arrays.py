@@ -97,11 +97,11 @@ class Work(NamedTuple):
     # Their factors, (groups of eight, samples, 8): inputs, states and, reset before,
     # r * h; inputs and states three times where each gate sees them differently.
     a: Any
-    e: Any  # (rows, 4, U) gradients of the sums, of a step
+    e: Any  # (2 x steps_at_once, rows, 4, U) gradients of the sums, of steps
     dh: Any  # (rows, V) gradient of the state
     d_output: Any  # (rows, V) gradient of the output that later masked steps repeat
     inner: Any  # (rows, V) products of a step: gradient of r * h, part of dh
-    d_x: Any  # (rows, F padded)
+    d_x: Any  # (steps_at_once, rows, F padded)
     drops: Any  # (3, rows, V) multipliers of the states
     gradient: Any  # (P, 8 groups, 3, lanes) of the weights, of a part, and after each
     # panel (4, lanes) of the biases: weight_gradients.py
@@ -113,6 +113,18 @@ def rounded_up(count, step):
     return (count + step - 1) // step * step
 
 
+# Few rows have the gradients of their inputs multiplied for so many steps at once: a
+# row alone would read the kernel's weights for each.
+_STEPS_AT_ONCE, _FEW_ROWS = 8, 8
+
+
+@routine
+def steps_at_once(rows, masked, per_gate):
+    """Count the steps whose inputs' gradients are multiplied together."""
+    few = rows < _FEW_ROWS and not masked and not per_gate
+    return _STEPS_AT_ONCE if few else 1
+
+
 @routine
 def counts(a, slot, t):
     """Whether a step of a row is not masked."""
@@ -120,17 +132,19 @@ def counts(a, slot, t):
 
 
 @section
-def cut_memory(a, s, shared, gradient, rows, capacity, groups, factors, drop_rows):
+def cut_memory(
+    a, s, shared, gradient, rows, at_once, capacity, groups, factors, drop_rows
+):
     """Cut the memory that the threads of a part share."""
     U, V = a.U, rounded_up(a.U, vector_lanes(a.x))
     d = shared
     factor = at(d, V * capacity * 4)
     e = at(factor, factors * capacity * GROUP)
-    dh = at(e, 2 * rows * 4 * U)
+    dh = at(e, 2 * at_once * rows * 4 * U)
     d_output = at(dh, rows * V)
     inner = at(d_output, rows * V)
     d_x = at(inner, rows * V)
-    drops = at(d_x, rows * rounded_up(a.F, vector_lanes(a.x)))
+    drops = at(d_x, at_once * rows * rounded_up(a.F, vector_lanes(a.x)))
     return Work(
         V, rows, groups, s, d, factor, e, dh, d_output, inner, d_x, drops, gradient,
     )  # fmt: skip

@@ -27,6 +27,7 @@ from numbagru.kernels.backward_arrays import (
     counts,
     cut_memory,
     rounded_up,
+    steps_at_once,
 )
 from numbagru.kernels.backward_products import (
     add_chunk,
@@ -166,7 +167,9 @@ def _block_of(reset_after, per_gate):
     gates = 3 if reset_after else 2
 
     @section
-    def block(a, w, act, rec, d_act, d_rec, words, own, b, total, capacity, start):
+    def block(
+        a, w, act, rec, d_act, d_rec, words, own, b, total, at_once, capacity, start
+    ):  # fmt: skip
         T, U = a.T, a.U
         if start == 0:
             _begin(a, w, b, total)
@@ -179,9 +182,10 @@ def _block_of(reset_after, per_gate):
         stays = True
         while stays and step_number < T:
             t = T - 1 - step_number
-            # While some still read the gradients of a step others write the next ones.
-            parity = step_number % 2 if words[TOGETHER] != 0 else 0
-            e = at(w.e, parity * total * 4 * U)
+            # While some still read the gradients of steps others write the next ones.
+            slots = 2 * at_once if words[TOGETHER] != 0 else at_once
+            slot = step_number % slots
+            e = at(w.e, slot * total * 4 * U)
             if step_number >= start:
                 n = _enter_rows(a, w, own, b, n, total, t)
                 for i in range(n):
@@ -203,7 +207,10 @@ def _block_of(reset_after, per_gate):
                     input_gradient_per_gate(a, w, own, e, b, n, t)
                 else:
                     add_to_dh(a, w, own, n, e, gates * U)
-                    input_gradient(a, w, own, e, b, n, t)
+                    steps = slot % at_once + 1
+                    if steps == at_once or t == 0:
+                        oldest = at(e, (1 - steps) * total * 4 * U)
+                        input_gradient(a, w, own, oldest, b, n, t, steps)
                 samples += n
                 if samples + total > capacity or t == 0:
                     add_chunk(a, w, own, reset_after, per_gate, capacity, samples)
@@ -268,6 +275,7 @@ def _parts_of(reset_after, per_gate):
         F, U = a.F, a.U
         V = rounded_up(U, width)
         rows = min(rows_per_part, _MOST_BLOCK_ROWS)
+        at_once = steps_at_once(rows, a.masked, per_gate)
         capacity = _capacity(a.T, F, U, width, x.itemsize, rows)
         states = rounded_up(V, GROUP) // GROUP
         groups = rounded_up(F, GROUP) // GROUP + states
@@ -281,8 +289,8 @@ def _parts_of(reset_after, per_gate):
         if not (together and helper):
             total += (
                 V * capacity * 4 + factors * capacity * GROUP
-                + rows * (2 * 4 * U + 3 * V) + rows * rounded_up(F, width)
-                + drop_rows * V
+                + rows * 3 * V + drop_rows * V
+                + at_once * rows * (2 * 4 * U + rounded_up(F, width))
             )  # fmt: skip
         work = np.empty(total, x.dtype)
         begin = aligned(pointer(work))
@@ -300,14 +308,28 @@ def _parts_of(reset_after, per_gate):
         while start >= 0 and k < gradients.shape[0]:
             part = at(pointer(gradients), k * gradients.shape[1])
             w = cut_memory(
-                a, s, shared, part, rows, capacity, groups, factors, drop_rows
+                a, s, shared, part, rows, at_once, capacity, groups, factors, drop_rows
             )
             if start == 0:
                 clear(part, gradients.shape[1])
             stop = min(a.B, (k + 1) * rows_per_part)
             for b in range(k * rows_per_part, stop, rows):
                 n = min(rows, stop - b)
-                block(a, w, act, rec, d_act, d_rec, words, own, b, n, capacity, start)
+                block(
+                    a,
+                    w,
+                    act,
+                    rec,
+                    d_act,
+                    d_rec,
+                    words,
+                    own,
+                    b,
+                    n,
+                    at_once,
+                    capacity,
+                    start,
+                )
             k = gradients.shape[0] if together else next_item(words, k)
         leave(words, helper, own)
         hold(work)

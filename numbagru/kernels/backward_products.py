@@ -97,21 +97,27 @@ def multiply_recurrent(a, w, own, n, d, k, K):
 
 
 @section
-def input_gradient(a, w, own, e, b, n, t):
-    """Multiply the gradients of a step's sums with the transposed kernel."""
+def input_gradient(a, w, own, e, b, n, t, steps):
+    """Multiply the gradients of some steps' sums with the transposed kernel.
+
+    t is the last of the steps on the way back.
+    """
     width, most = vector_lanes(a.x), most_rows(a.x)
     F, U = a.F, a.U
     FV = rounded_up(F, width)
     first, stop = share_of(own, FV // width, 1)
     start, end = first * width, min(F, stop * width)
-    for i in range(n):
+    rows = steps * n
+    for i in range(rows):
         for j in range(i * FV + start, i * FV + stop * width):
             w.d_x[j] = 0
     _add_rows(
-        n, first, stop, e, 4 * U, a.kernel, 3 * U * width, 3 * U, w.d_x, FV, width, most
-    )
-    for i in range(n):
-        target = at(a.d_x, row_of(a, b + i) * a.d_x_row + t * a.d_x_step)
+        rows, first, stop, e, 4 * U, a.kernel, 3 * U * width, 3 * U, w.d_x, FV, width,
+        most,
+    )  # fmt: skip
+    for i in range(rows):
+        step = t + steps - 1 - i // n
+        target = at(a.d_x, row_of(a, b + i % n) * a.d_x_row + step * a.d_x_step)
         for f in range(start, end):
             target[f] = w.d_x[i * FV + f]
 

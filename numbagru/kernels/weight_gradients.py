@@ -28,7 +28,7 @@ from numbagru.kernels.team import next_item, sharing
 from numbagru.kernels.threads import WORD_ARRAY, run
 
 # Numbers in all parts from which on a second thread pays.
-_PARALLEL_FROM = 50_000
+_PARALLEL_FROM = 200_000
 
 
 @routine
