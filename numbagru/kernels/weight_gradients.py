@@ -8,6 +8,8 @@ in memory that NumPy made: the caller's, in huge pages where it is large.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numba import types
 
@@ -121,12 +123,16 @@ def _signature(real):
 COLLECT = Kernel(_collect, _signature)
 
 
-def make_parts(count: int, F: int, U: int, dtype: np.dtype) -> np.ndarray:
-    """Make memory for so many parts (count, panels x `panel_size`)."""
-    width = lanes(REAL[dtype])
+@functools.lru_cache
+def _part_size(F: int, U: int, width: int) -> int:
     V = padded(U, width)
     groups = padded(F, GROUP) // GROUP + padded(V, GROUP) // GROUP
-    return memory.empty((count, V // width * panel_size.py_func(groups, width)), dtype)
+    return V // width * panel_size.py_func(groups, width)
+
+
+def make_parts(count: int, F: int, U: int, dtype: np.dtype) -> np.ndarray:
+    """Make memory for so many parts (count, panels x `panel_size`)."""
+    return memory.empty((count, _part_size(F, U, lanes(REAL[dtype]))), dtype)
 
 
 def collect(parts: np.ndarray, results: Results, most: int) -> None:
