@@ -46,6 +46,7 @@ from numbagru.kernels.call import Call, Cotangents, Outputs, Results, rows_by_en
 from numbagru.kernels.forward_arrays import row_of
 from numbagru.kernels.simd import (
     aligned,
+    ask_for,
     at,
     hold,
     pointer,
@@ -100,6 +101,9 @@ def _take_output_gradient(a, w, own, b, i, t):
     row = row_of(a, b + i)
     dh, carried = at(w.dh, i * V), at(w.d_output, i * V)
     d_y = at(a.d_y, row * a.d_y_row + t * a.d_y_step)
+    if a.has_d_y:
+        for u in range(start, stop, width):
+            ask_for(at(d_y, u - a.d_y_step))  # what the next step takes
     d_last = at(a.d_last, row * U)
     if not a.masked:
         if a.has_d_y:

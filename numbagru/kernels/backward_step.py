@@ -27,6 +27,7 @@ from numbagru.kernels.backward_products import (
 )
 from numbagru.kernels.forward_arrays import row_of
 from numbagru.kernels.simd import (
+    ask_for,
     at,
     copy_eight,
     copy_vector,
@@ -92,9 +93,12 @@ def _load_tile(a, w, b, i, m, p, t):
         lane = r * width
         for gate in range(4):
             copy_vector(at(s, gate * size + lane), at(saved, gate * V))
+            ask_for(at(saved, (gate - 4) * V))  # what the next step takes
         h = at(s, H * size + lane)
         if t > 0:
-            copy_vector(h, at(a.states, (slot * T + t - 1) * V + first))
+            old = at(a.states, (slot * T + t - 1) * V + first)
+            copy_vector(h, old)
+            ask_for(at(old, -V))
         else:
             row = row_of(a, slot)
             for j in range(width):

@@ -12,6 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
@@ -165,6 +166,24 @@ def _copy_of(count: Any) -> Any:
 # Copies from address to address, target first: one vector, eight numbers.
 copy_vector = _copy_of(None)
 copy_eight = _copy_of(8)
+
+
+@intrinsic
+def ask_for(typingctx: Any, address: Any) -> Any:
+    """Have the cache line at an address fetched, which need not be one of ours."""
+
+    def codegen(context, builder, signature, args):
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        function = cgutils.get_or_insert_function(
+            builder.module, kind, "llvm.prefetch.p0i8"
+        )
+        reading, into_all_levels, data = word(0), word(3), word(1)
+        place = builder.bitcast(args[0], byte)
+        builder.call(function, [place, reading, into_all_levels, data])
+        return context.get_dummy_value()
+
+    return types.void(address), codegen
 
 
 class _Emitter:
