@@ -24,6 +24,7 @@ from numbagru.kernels.forward_arrays import (
 )
 from numbagru.kernels.simd import (
     ALONE,
+    ask_for,
     at,
     copy_vector,
     most_rows,
@@ -107,6 +108,7 @@ def _finish(
             if a.saving:
                 spot = ((b + i) * T + t) * V + first
                 copy_vector(at(a.states, spot), value)
+                ask_for(at(a.states, spot + V))  # where the next step writes
             if not counts and (a.zero_output or seen[i] == 0):
                 value = zeros
             row = row_of(a, b + i)
@@ -121,6 +123,8 @@ def _finish(
                 copy_vector(at(saved, R * V), at(s, r * size + lane))
                 copy_vector(at(saved, HH * V), at(s, hh * size + lane))
                 copy_vector(at(saved, RECURRENT * V), at(s, RECURRENT * size + lane))
+                for gate in range(4):
+                    ask_for(at(saved, (4 + gate) * V))
 
 
 @routine
