@@ -39,7 +39,7 @@ from numbagru.kernels.team import (
     meet,
     share_of,
 )
-from numbagru.kernels.tiles import tile_rows
+from numbagru.kernels.tiles import tile_rows, write_vector
 
 
 @routine
@@ -128,12 +128,7 @@ def _emit_sum(a, w, e, gate, i, m, p, first, capacity, size):
         sample = (p * capacity + first + i + r) * 4 + gate
         copy_vector(at(w.d, sample * width), source)
         target = at(e, ((i + r) * 4 + gate) * U + p * width)
-        count = min(width, U - p * width)
-        if count == width:
-            copy_vector(target, source)
-        else:
-            for j in range(count):
-                target[j] = source[j]
+        write_vector(target, source, width, U - p * width)
 
 
 @routine

@@ -39,6 +39,7 @@ from numbagru.kernels.tiles import (
     add_product,
     step_sums,
     tile_rows,
+    write_vector,
 )
 
 
@@ -61,16 +62,6 @@ def _any_active(a, active, m):
         for i in range(m):
             result |= active[i] != 0
     return result
-
-
-@routine
-def _write(target, source, width, count):
-    """Copy a vector into a row of U numbers that may end inside of it."""
-    if count >= width:
-        copy_vector(target, source)
-    else:
-        for j in range(count):
-            target[j] = source[j]
 
 
 @routine
@@ -114,9 +105,9 @@ def _finish(
             row = row_of(a, b + i)
             if a.wanted:
                 spot = row * a.y_row + t * a.y_step + first
-                _write(at(a.y, spot), value, width, count)
+                write_vector(at(a.y, spot), value, width, count)
             if t == T - 1:
-                _write(at(a.last, row * U + first), value, width, count)
+                write_vector(at(a.last, row * U + first), value, width, count)
             if a.saving and counts:
                 saved = at(a.saved, ((b + i) * T + t) * 4 * V + first)
                 copy_vector(at(saved, Z * V), at(s, z * size + lane))

@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from numbagru._jit import routine, variant_routine
-from numbagru.kernels.simd import ALONE, product_tile, step_tile
+from numbagru.kernels.simd import ALONE, copy_vector, product_tile, step_tile
 
 
 @routine
@@ -19,6 +19,16 @@ def tile_rows(left, most):
     if left >= 2:
         return 2
     return 1
+
+
+@routine
+def write_vector(target, source, width, count):
+    """Copy a vector into a row that may end inside of it."""
+    if count >= width:
+        copy_vector(target, source)
+    else:
+        for j in range(count):
+            target[j] = source[j]
 
 
 @functools.cache

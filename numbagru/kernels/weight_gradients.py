@@ -19,7 +19,6 @@ from numbagru.kernels.backward_arrays import GROUP, rounded_up
 from numbagru.kernels.call import REAL, Results
 from numbagru.kernels.simd import (
     at,
-    copy_vector,
     hold,
     lanes,
     padded,
@@ -28,6 +27,7 @@ from numbagru.kernels.simd import (
 )
 from numbagru.kernels.team import next_item, sharing
 from numbagru.kernels.threads import WORD_ARRAY, run
+from numbagru.kernels.tiles import write_vector
 
 # Numbers in all parts from which on a second thread pays.
 _PARALLEL_FROM = 200_000
@@ -53,15 +53,6 @@ def clear(part, size):
 
 
 @routine
-def _write(target, source, count, width):
-    if count == width:
-        copy_vector(target, source)
-    else:
-        for j in range(count):
-            target[j] = source[j]
-
-
-@routine
 def _collect_panel(total, F, U, p, groups, d_W, d_R, d_bias, width):
     """Bring a panel to the layout of the weights."""
     first = p * width
@@ -70,15 +61,15 @@ def _collect_panel(total, F, U, p, groups, d_W, d_R, d_bias, width):
     for k in range(F):
         for g in range(3):
             source = at(total, (k * 3 + (g + 1) % 3) * width)
-            _write(at(d_W, (k * 3 + g) * U + first), source, count, width)
+            write_vector(at(d_W, (k * 3 + g) * U + first), source, width, count)
     for k in range(U):
         for g in range(3):
             source = at(total, ((inputs + k) * 3 + g) * width)
-            _write(at(d_R, (k * 3 + g) * U + first), source, count, width)
+            write_vector(at(d_R, (k * 3 + g) * U + first), source, width, count)
     bias = at(total, biases_at(groups, width))
     for g in range(4):
         source = at(bias, ((g + 1) % 3 if g < 3 else 3) * width)
-        _write(at(d_bias, g * U + first), source, count, width)
+        write_vector(at(d_bias, g * U + first), source, width, count)
 
 
 @routine
