@@ -1,8 +1,8 @@
 """Backward on register tiles, for every scalar activation and mask.
 
 In parallel (kernels/threads.py): parts of rows; each adds up its own weight gradients,
-and the caller adds the parts in order. A part goes through its rows in blocks, and a
-block through time in chunks of some hundred samples (row and step), backward:
+and weight_gradients.py adds the parts in order. A part goes through its rows in blocks,
+and a block through time in chunks of some hundred samples (row and step), backward:
     per step   gates from what was saved, gradients of the sums (gates.py), products
                with the transposed weights for the old state and the inputs
     per chunk  products of inputs and states with those gradients, which are still in
@@ -320,20 +320,9 @@ def _parts_of(reset_after, per_gate):
             for b in range(k * rows_per_part, stop, rows):
                 n = min(rows, stop - b)
                 block(
-                    a,
-                    w,
-                    act,
-                    rec,
-                    d_act,
-                    d_rec,
-                    words,
-                    own,
-                    b,
-                    n,
-                    at_once,
-                    capacity,
+                    a, w, act, rec, d_act, d_rec, words, own, b, n, at_once, capacity,
                     start,
-                )
+                )  # fmt: skip
             k = gradients.shape[0] if together else next_item(words, k)
         leave(words, helper, own)
         hold(work)
