@@ -52,6 +52,7 @@ from numbagru.kernels.simd import (
     pointer,
     tile_size,
     vector_lanes,
+    widest_vectors,
 )
 from numbagru.kernels.team import (
     OWN,
@@ -272,6 +273,7 @@ def _parts_of(reset_after, per_gate):
 
     @variant_routine(reset_after, per_gate)
     def parts(words, helper, data):
+        widest_vectors()
         rows_per_part, act, rec, d_act, d_rec, x = data[:6]
         gradients = data[23]
         a = arrays(data)

@@ -49,6 +49,7 @@ from numbagru.kernels.simd import (
     tile_size,
     tile_size_of,
     vector_lanes,
+    widest_vectors,
 )
 from numbagru.kernels.team import (
     OWN,
@@ -207,6 +208,7 @@ def _rows_of(reset_after, per_gate, arrays):
 
     @variant_routine(reset_after, per_gate, arrays is bare_arrays)
     def rows(words, helper, data):
+        widest_vectors()
         rows, act, rec, x = data[0], data[1], data[2], data[3]
         given = data[-1]
         a = arrays(data)

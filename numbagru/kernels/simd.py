@@ -169,6 +169,24 @@ copy_eight = _copy_of(8)
 
 
 @intrinsic
+def widest_vectors(typingctx: Any) -> Any:
+    """Have LLVM vectorise the loops of this function with whole registers.
+
+    For Intel's server CPUs it takes half of one by itself, and then the gates of a step
+    take 82 cycles per vector instead of 47.
+    """
+
+    def codegen(context, builder, signature, args):
+        bits = 8 * vector_registers()[0]
+        # llvmlite's own `add` knows no attributes with values.
+        attributes = builder.function.attributes
+        set.add(attributes, f'"prefer-vector-width"="{bits}"')
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
 def ask_for(typingctx: Any, address: Any) -> Any:
     """Have the cache line at an address fetched, which need not be one of ours."""
 
