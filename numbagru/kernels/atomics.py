@@ -15,6 +15,7 @@ from numba.core import cgutils
 from numba.core.callconv import excinfo_ptr_t
 from numba.extending import intrinsic
 
+from numbagru.kernels.variant import body_of
 from numbagru.scalar import outlined
 
 _WORD = ir.IntType(64)
@@ -175,30 +176,32 @@ def raise_failure(typingctx: Any, task: Any) -> Any:
     return types.void(types.int64), codegen
 
 
-def task_of(body: Any) -> Any:
+def task_of(bodies: Any) -> Any:
     """Make of ``body(words, helper, data)`` something that any thread can call.
 
-    ``task(words, data)`` gives the addresses of a function, and of its argument for
-    helpers and for the thread itself, which live as long as the function that calls
+    ``task(kind, words, data)`` gives the addresses of a function, and of its argument
+    for helpers and for the thread itself, which live as long as the function that calls
     `task` runs. An exception becomes a 1 in the first word, and see `raise_failure`.
+    `bodies` and `kind` are those of `variant.body_of`.
 
     Made for one jitted function: as an argument of compiled code it would be the
     address of a Python object, and nothing could be cached.
     """
 
     @intrinsic
-    def task(typingctx: Any, words: Any, data: Any) -> Any:
+    def task(typingctx: Any, kind: Any, words: Any, data: Any) -> Any:
+        body = body_of(bodies, kind)
         function_type = typingctx.resolve_value_type(body)
         call = function_type.get_call_type(typingctx, (words, types.boolean, data), {})
 
         def codegen(context, builder, signature, args):
             compiled = body.overloads[call.args]
             context.add_linking_libs([compiled.library])
-            words_type, data_type = (arg.type for arg in args)
-            kind = ir.LiteralStructType([_OUTCOME, words_type, _BIT, data_type])
+            _, words, data = args
+            slot_type = ir.LiteralStructType([_OUTCOME, words.type, _BIT, data.type])
 
             def emit_task(inner, arguments):
-                slot = inner.bitcast(arguments[0], kind.as_pointer())
+                slot = inner.bitcast(arguments[0], slot_type.as_pointer())
                 outcome, *parts = (
                     cgutils.gep_inbounds(inner, slot, 0, i) for i in range(4)
                 )
@@ -217,12 +220,12 @@ def task_of(body: Any) -> Any:
             function = outlined(builder.module, name, [_BYTE.as_pointer()], emit_task)
             addresses = [builder.ptrtoint(function, _WORD)]
             for helper in (1, 0):
-                slot = cgutils.alloca_once(builder, kind)
-                for i, value in enumerate((args[0], _BIT(helper), args[1])):
+                slot = cgutils.alloca_once(builder, slot_type)
+                for i, value in enumerate((words, _BIT(helper), data)):
                     builder.store(value, cgutils.gep_inbounds(builder, slot, 0, i + 1))
                 addresses.append(builder.ptrtoint(slot, _WORD))
             return context.make_tuple(builder, signature.return_type, addresses)
 
-        return types.UniTuple(types.int64, 3)(words, data), codegen
+        return types.UniTuple(types.int64, 3)(kind, words, data), codegen
 
     return task

@@ -44,6 +44,7 @@ from numbagru.kernels.backward_step import (
 )
 from numbagru.kernels.call import Call, Cotangents, Outputs, Results, rows_by_end
 from numbagru.kernels.forward_arrays import row_of
+from numbagru.kernels.record import record
 from numbagru.kernels.simd import (
     aligned,
     ask_for,
@@ -69,7 +70,7 @@ from numbagru.kernels.team import (
     turn,
 )
 from numbagru.kernels.threads import WORD_ARRAY, run
-from numbagru.kernels.variant import choosing, variant
+from numbagru.kernels.variant import variant
 from numbagru.kernels.weight_gradients import clear, collect, make_parts
 
 # A chunk's samples fit into half of a 1 MiB second-level cache, within these bounds: of
@@ -276,7 +277,7 @@ def _parts_of(reset_after, per_gate):
         widest_vectors()
         rows_per_part, act, rec, d_act, d_rec, x = data[:6]
         gradients = data[23]
-        a = arrays(data)
+        a = record(arrays(data))
         width = vector_lanes(a.x)
         F, U = a.F, a.U
         V = rounded_up(U, width)
@@ -313,9 +314,9 @@ def _parts_of(reset_after, per_gate):
         k = 0 if together else next_item(words, -1)
         while start >= 0 and k < gradients.shape[0]:
             part = at(pointer(gradients), k * gradients.shape[1])
-            w = cut_memory(
+            w = record(cut_memory(
                 a, s, shared, part, rows, at_once, capacity, groups, factors, drop_rows
-            )
+            ))
             if start == 0:
                 clear(part, gradients.shape[1])
             stop = min(a.B, (k + 1) * rows_per_part)
@@ -330,14 +331,14 @@ def _parts_of(reset_after, per_gate):
         hold(work)
         hold(gradients)
 
-    return sharing(parts)
+    return parts
 
 
 # By reset_after and dropout per gate.
 _BACKWARD = {key: _parts_of(*key) for key in itertools.product((True, False), repeat=2)}
 
 
-_run_backward = choosing(_BACKWARD)
+_run_backward = sharing(_BACKWARD)
 
 
 def backward_kernel(

@@ -10,19 +10,24 @@ from numbagru.kernels.backward_arrays import (
 from numbagru.kernels.forward_arrays import row_of
 from numbagru.kernels.simd import (
     at,
+    clear,
+    copy,
     most_rows,
     vector_lanes,
 )
 from numbagru.kernels.team import (
     share_of,
 )
-from numbagru.kernels.tiles import add_product, tile_rows
+from numbagru.kernels.tiles import add_sums, continue_sums, tile_rows
 from numbagru.kernels.weight_gradients import biases_at, panel_size
 
 
 @routine
 def _add_rows(n, first, stop, a, a_row, b, b_column, K, c, c_row, width, most):
     """``c += a b`` for n rows and the vectors from `first` to `stop`.
+
+    Summed up from zero: small terms added one by one to a large dh would each leave a
+    rounding error of its size, four to ten times NumPy's at 70 units (test_kernels.py).
 
     Rows outside: with columns outside, in blocks of k or not, the whole backward pass
     took 1.4 times as long at 256 units and more.
@@ -32,8 +37,9 @@ def _add_rows(n, first, stop, a, a_row, b, b_column, K, c, c_row, width, most):
         m = tile_rows(n - i, most)
         v = first
         while v < stop:
-            wide = 3 if v + 3 <= stop else 1
-            add_product(
+            left = stop - v
+            wide = 3 if left >= 3 and left != 4 else min(left, 2)
+            add_sums(
                 m, wide, at(a, i * a_row), a_row, 1, at(b, v * b_column), width,
                 b_column, K, at(c, i * c_row + v * width), c_row, width,
             )  # fmt: skip
@@ -43,18 +49,14 @@ def _add_rows(n, first, stop, a, a_row, b, b_column, K, c, c_row, width, most):
 
 @routine
 def add_to_dh(a, w, own, n, e, K):
-    """Add the gradients of K sums after the first U, times their weights, to dh.
-
-    Summed up from zero: small terms added one by one to a large dh would each leave a
-    rounding error of its size, four to ten times NumPy's at 70 units (test_kernels.py).
-    """
-    width = vector_lanes(a.x)
-    V = w.V
+    """Add the gradients of K sums after the first U, times their weights, to dh."""
+    width, most = vector_lanes(a.x), most_rows(a.x)
+    U, V = a.U, w.V
     first, stop = share_of(own, V // width, 1)
-    multiply_recurrent(a, w, own, n, at(e, a.U), 0, K)
-    for i in range(n):
-        for j in range(i * V + first * width, i * V + stop * width):
-            w.dh[j] += w.inner[j]
+    _add_rows(
+        n, first, stop, at(e, U), 4 * U, a.recurrent, 3 * U * width, K, w.dh, V, width,
+        most,
+    )  # fmt: skip
 
 
 @routine
@@ -88,8 +90,7 @@ def multiply_recurrent(a, w, own, n, d, k, K):
     U, V = a.U, w.V
     first, stop = share_of(own, V // width, 1)
     for i in range(n):
-        for j in range(i * V + first * width, i * V + stop * width):
-            w.inner[j] = 0
+        clear(at(w.inner, i * V + first * width), (stop - first) * width)
     _add_rows(
         n, first, stop, d, 4 * U, at(a.recurrent, k * width), 3 * U * width, K,
         w.inner, V, width, most,
@@ -109,8 +110,7 @@ def input_gradient(a, w, own, e, b, n, t, steps):
     start, end = first * width, min(F, stop * width)
     rows = steps * n
     for i in range(rows):
-        for j in range(i * FV + start, i * FV + stop * width):
-            w.d_x[j] = 0
+        clear(at(w.d_x, i * FV + start), (stop - first) * width)
     _add_rows(
         rows, first, stop, e, 4 * U, a.kernel, 3 * U * width, 3 * U, w.d_x, FV, width,
         most,
@@ -118,8 +118,7 @@ def input_gradient(a, w, own, e, b, n, t, steps):
     for i in range(rows):
         step = t + steps - 1 - i // n
         target = at(a.d_x, row_of(a, b + i % n) * a.d_x_row + step * a.d_x_step)
-        for f in range(start, end):
-            target[f] = w.d_x[i * FV + f]
+        copy(at(target, start), at(w.d_x, i * FV + start), max(0, end - start))
 
 
 @section
@@ -133,8 +132,7 @@ def input_gradient_per_gate(a, w, own, e, b, n, t):
     for place in range(3):
         g = (place + 2) % 3
         for i in range(n):
-            for j in range(i * FV + start, i * FV + stop * width):
-                w.d_x[j] = 0
+            clear(at(w.d_x, i * FV + start), (stop - first) * width)
         _add_rows(
             n, first, stop, at(e, place * U), 4 * U, at(a.kernel, place * U * width),
             3 * U * width, U, w.d_x, FV, width, most,
@@ -163,7 +161,7 @@ def _add_group(
     sums = at(w.d, ((p * capacity + start) * 4 + gate) * width)
     spot = p * panel_size(w.groups, width) + (place * GROUP * 3 + column) * width
     for half in range(0, GROUP, most):
-        add_product(
+        continue_sums(
             most, columns, at(factors, half), 1, GROUP, sums, 4 * width, width,
             samples, at(w.gradient, spot + half * 3 * width), 3 * width, width,
         )  # fmt: skip
@@ -221,7 +219,7 @@ def add_chunk(a, w, own, reset_after, per_gate, capacity, samples):
         one[0] = 1
         bias = p * panel_size(w.groups, width) + biases_at(w.groups, width)
         for gate in range(4 if reset_after else 3):
-            add_product(
+            continue_sums(
                 1, 1, one, 0, 0, at(sums, gate * width), 4 * width, width, samples,
                 at(w.gradient, bias + gate * width), 0, width,
             )  # fmt: skip

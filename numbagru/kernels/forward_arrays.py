@@ -80,19 +80,50 @@ def arrays(data):
     )  # fmt: skip
 
 
+class BareArrays(NamedTuple):
+    """No mask, no dropout and nothing saved: constants, whose code falls away."""
+
+    T: Any
+    F: Any
+    U: Any
+    x: Any
+    x_row: Any
+    x_step: Any
+    h0: Any
+    has_h0: Any
+    panels: Any
+    bias: Any
+    y: Any
+    y_row: Any
+    y_step: Any
+    wanted: Any
+    last: Any
+    state: Any
+    # Never read, but compiled.
+    mask: Any
+    order: Any
+    ends: Any
+    x_drop: Any
+    h_drop: Any
+    saved: Any
+    states: Any
+
+    mask_row = mask_step = B = 0
+    masked = drops_x = drops_h = zero_output = first_is_state = saving = False
+
+
 @section
 def bare_arrays(data):
-    """No mask and nothing saved: constants, so that their code falls away."""
+    """Take apart what the inference kernel is given."""
     _, _, _, x, h0, panels, bias, y, last, state, _ = data
-    size, none = x.itemsize, pointer(x)
-    return Arrays(
+    size, none, no_rows = x.itemsize, pointer(x), words_at(0)
+    return BareArrays(
         x.shape[1], x.shape[2], last.shape[1],
         none, x.strides[0] // size, x.strides[1] // size,
-        pointer(h0), h0.size > 0, none, 0, 0, False, words_at(0), words_at(0),
-        pointer(panels), pointer(bias),
-        none, False, none, False, 0, False, False,
+        pointer(h0), h0.size > 0, pointer(panels), pointer(bias),
         pointer(y), y.strides[0] // size, y.strides[1] // size, y.size > 0,
-        pointer(last), pointer(state), none, none, False,
+        pointer(last), pointer(state),
+        none, no_rows, no_rows, none, none, none, none,
     )  # fmt: skip
 
 

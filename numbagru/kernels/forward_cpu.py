@@ -38,6 +38,7 @@ from numbagru.kernels.forward_step import (
     tiles_of,
 )
 from numbagru.kernels.panels import Panels
+from numbagru.kernels.record import record
 from numbagru.kernels.simd import (
     aligned,
     at,
@@ -66,7 +67,7 @@ from numbagru.kernels.team import (
     turn,
 )
 from numbagru.kernels.threads import NOBODY, WORD_ARRAY, run
-from numbagru.kernels.variant import choosing, variant
+from numbagru.kernels.variant import variant
 
 
 @routine
@@ -147,8 +148,9 @@ def _hoists(a, n):
 
 def _rows_of(reset_after, per_gate, arrays):
     """Make the loop over blocks of rows, and in each over time."""
-    step = (make_step_reset_after if reset_after else make_step_reset_before)(per_gate)
-    project = make_projection(candidate=reset_after)
+    bare = arrays is bare_arrays
+    make_step = make_step_reset_after if reset_after else make_step_reset_before
+    step, project = make_step(per_gate), make_projection(candidate=reset_after)
 
     @section
     def block(a, act, rec, words, own, scratch, private, shared, b, n, start):
@@ -206,12 +208,12 @@ def _rows_of(reset_after, per_gate, arrays):
             else:
                 n = 0
 
-    @variant_routine(reset_after, per_gate, arrays is bare_arrays)
+    @variant_routine(reset_after, per_gate, bare)
     def rows(words, helper, data):
         widest_vectors()
         rows, act, rec, x = data[0], data[1], data[2], data[3]
         given = data[-1]
-        a = arrays(data)
+        a = record(arrays(data))
         B = x.shape[0]
         width = vector_lanes(a.x)
         V = padded_units(a)
@@ -250,7 +252,7 @@ def _rows_of(reset_after, per_gate, arrays):
         leave(words, helper, own)
         hold(work)
 
-    return sharing(rows)
+    return rows
 
 
 # Made for the variants by reset_after and, in general, dropout per gate.
@@ -262,7 +264,7 @@ _FORWARD = {
 _INFERENCE = {(after,): _rows_of(after, False, bare_arrays) for after in (True, False)}
 
 
-_run_forward, _run_inference = choosing(_FORWARD), choosing(_INFERENCE)
+_run_forward, _run_inference = sharing(_FORWARD), sharing(_INFERENCE)
 
 
 def forward_kernel(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbagru._jit import routine, section
+from numbagru._jit import routine, section, variant_routine
 from numbagru.gates import (
     BLOCK,
     HH,
@@ -24,7 +24,7 @@ from numbagru.kernels.forward_arrays import (
 )
 from numbagru.kernels.simd import (
     ALONE,
-    ask_for,
+    ask_to_write,
     at,
     copy_vector,
     most_rows,
@@ -36,7 +36,7 @@ from numbagru.kernels.team import (
     share_of,
 )
 from numbagru.kernels.tiles import (
-    add_product,
+    continue_sums,
     step_sums,
     tile_rows,
     write_vector,
@@ -99,13 +99,14 @@ def _finish(
             if a.saving:
                 spot = ((b + i) * T + t) * V + first
                 copy_vector(at(a.states, spot), value)
-                ask_for(at(a.states, spot + V))  # where the next step writes
+                ask_to_write(at(a.states, spot + V))  # where the next step writes
             if not counts and (a.zero_output or seen[i] == 0):
                 value = zeros
             row = row_of(a, b + i)
             if a.wanted:
                 spot = row * a.y_row + t * a.y_step + first
                 write_vector(at(a.y, spot), value, width, count)
+                ask_to_write(at(a.y, spot + a.y_step))
             if t == T - 1:
                 write_vector(at(a.last, row * U + first), value, width, count)
             if a.saving and counts:
@@ -115,7 +116,7 @@ def _finish(
                 copy_vector(at(saved, HH * V), at(s, hh * size + lane))
                 copy_vector(at(saved, RECURRENT * V), at(s, RECURRENT * size + lane))
                 for gate in range(4):
-                    ask_for(at(saved, (4 + gate) * V))
+                    ask_to_write(at(saved, (4 + gate) * V))
 
 
 @routine
@@ -133,7 +134,7 @@ def make_projection(candidate):
     """
     sums = step_sums(candidate=candidate, per_gate=False)
 
-    @section
+    @variant_routine(candidate)
     def project(a, b, t, count, first, stop, s, projected):
         width, most, size = vector_lanes(a.x), most_rows(a.x), tile_size(a.x)
         P = (a.U + width - 1) // width
@@ -259,7 +260,7 @@ def make_step_reset_before(per_gate):
                 computed = _any_active(a, at(active, i), m)
                 if computed:
                     hh = at(scratch, start + HH * size)
-                    add_product(
+                    continue_sums(
                         m, panels, at(inner, i * V), V, 1, w, 3 * width, w_panel, U, hh,
                         width, panel_scratch,
                     )  # fmt: skip

@@ -166,7 +166,7 @@ def plain_forward(
         reset_after, act, rec, x, h0, mask, W, R_, bias, x_drop, h_drop,
         zero_output, first_is_state, y, last, state, saved, states,
     )  # fmt: skip
-    _share_rows(pointer(words), data)
+    _share_rows(None, pointer(words), data)
 
 
 @routine
@@ -296,7 +296,7 @@ def plain_backward(
         zero_output, first_is_state, d_y, d_last, d_state, saved, states,
         rows_per_part, d_x, d_h0, d_W, d_R, d_bias,
     )  # fmt: skip
-    _share_parts(pointer(words), data)
+    _share_parts(None, pointer(words), data)
 
 
 def _forward_signature(real, act, rec):

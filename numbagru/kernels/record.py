@@ -22,16 +22,26 @@ from numba.extending import (
 
 
 class Record(types.Type):
-    """The Numba type of the address of a named tuple that nobody writes to."""
+    """The Numba type of the address of a named tuple that nobody writes to.
+
+    What the tuple's class has beside the fields are constants: code that depends on
+    them is compiled for their values.
+    """
 
     def __init__(self, content: types.BaseNamedTuple) -> None:
         self.content = content
         super().__init__(name=f"Record({content})")
 
-    def field(self, name: str) -> tuple[int, types.Type]:
-        """Give the place and the type of a field."""
-        place = self.content.fields.index(name)
-        return place, self.content.types[place]
+    def field(self, name: str) -> types.Type | None:
+        """Give the type of a field or constant, None if there is none of that name."""
+        if name in self.content.fields:
+            return self.content.types[self.place(name)]
+        value = vars(self.content.instance_class).get(name)
+        return types.literal(value) if isinstance(value, (bool, int)) else None
+
+    def place(self, name: str) -> int:
+        """Give the place of a field."""
+        return self.content.fields.index(name)
 
 
 @register_model(Record)
@@ -46,15 +56,15 @@ class _RecordFields(AttributeTemplate):
     key = Record
 
     def generic_resolve(self, kind: Record, name: str) -> types.Type | None:
-        return kind.field(name)[1] if name in kind.content.fields else None
+        return kind.field(name)
 
 
 @lower_getattr_generic(Record)
 def _load_field(context, builder, kind, address, name):
-    place, field = kind.field(name)
-    if isinstance(field, types.Literal):
+    field = kind.field(name)
+    if name not in kind.content.fields:
         return context.get_constant_generic(builder, field, field.literal_value)
-    value = builder.load(cgutils.gep_inbounds(builder, address, 0, place))
+    value = builder.load(cgutils.gep_inbounds(builder, address, 0, kind.place(name)))
     # So that loops need not load it again after each of their stores.
     value.set_metadata("invariant.load", builder.module.add_metadata([]))
     return value

@@ -66,13 +66,16 @@ def _wait_a_little(spins):
     return spins + 1
 
 
-def sharing(body):
-    """Make ``share(words, data)``: `body` here and in all helpers that come in time."""
-    task = task_of(body)
+def sharing(bodies):
+    """Make ``share(kind, words, data)``: a body here and in helpers that come in time.
+
+    `bodies` and `kind` are those of `variant.body_of`.
+    """
+    task = task_of(bodies)
 
     @section
-    def share(words, data):
-        function, for_helpers, for_us = task(words, data)
+    def share(kind, words, data):
+        function, for_helpers, for_us = task(kind, words, data)
         if words[HELPERS] == 0:
             call_address(function, for_us)
         else:

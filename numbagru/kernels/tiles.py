@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from numbagru._jit import routine, variant_routine
-from numbagru.kernels.simd import ALONE, copy_vector, product_tile, step_tile
+from numbagru.kernels.simd import ALONE, copy, copy_vector, product_tile, step_tile
 
 
 @routine
@@ -27,8 +27,7 @@ def write_vector(target, source, width, count):
     if count >= width:
         copy_vector(target, source)
     else:
-        for j in range(count):
-            target[j] = source[j]
+        copy(target, source, count)
 
 
 @functools.cache
@@ -55,10 +54,10 @@ def step_sums(candidate: bool, per_gate: bool) -> Any:
     return sums
 
 
-def _product(columns):
-    t8, t4, t2, t1 = (product_tile(rows, columns) for rows in (8, 4, 2, 1))
+def _product(columns, apart):
+    t8, t4, t2, t1 = (product_tile(rows, columns, apart) for rows in (8, 4, 2, 1))
 
-    @variant_routine(columns)
+    @variant_routine(columns, apart)
     def product(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column):
         if m == 8:
             t8(a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
@@ -72,14 +71,25 @@ def _product(columns):
     return product
 
 
-_product3 = _product(3)
-_product1 = _product(1)
+_onward3, _onward1 = _product(3, False), _product(1, False)
+_apart3, _apart2, _apart1 = _product(3, True), _product(2, True), _product(1, True)
 
 
 @routine
-def add_product(m, columns, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column):
+def continue_sums(m, columns, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column):
     """``c += a b`` for m rows and 3 or 1 vectors, as `simd.product_tile`."""
     if columns == 3:
-        _product3(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
+        _onward3(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
     else:
-        _product1(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
+        _onward1(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
+
+
+@routine
+def add_sums(m, columns, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column):
+    """Do the same for up to 3 vectors, summed up apart."""
+    if columns == 3:
+        _apart3(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
+    elif columns == 2:
+        _apart2(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
+    else:
+        _apart1(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)

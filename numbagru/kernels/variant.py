@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from numba import types
 from numba.extending import (
     NativeValue,
     models,
-    overload,
     register_model,
     typeof_impl,
     unbox,
@@ -51,15 +50,6 @@ def _unbox_variant(kind, value, context):
     return NativeValue(context.context.get_dummy_value())
 
 
-def choosing(bodies: Mapping[tuple[bool, ...], Any]) -> Callable[..., None]:
-    """Make ``run(variant, words, data)`` of a jitted function for each variant."""
-
-    def run(variant, words, data):
-        raise TypeError("runs in compiled code only")
-
-    @overload(run, inline="always")
-    def _run(variant, words, data):
-        body = bodies[variant.choice]
-        return lambda variant, words, data: body(words, data)
-
-    return run
+def body_of(bodies: Mapping[tuple[bool, ...], Any] | Any, kind: types.Type) -> Any:
+    """Return the body of a variant's type; where there is just one, that."""
+    return bodies[kind.choice] if isinstance(kind, VariantType) else bodies

@@ -101,7 +101,7 @@ _share_panels = sharing(_panels)
 
 
 def _collect(parts, d_W, d_R, d_bias, words):
-    _share_panels(pointer(words), (parts, d_W, d_R, d_bias))
+    _share_panels(None, pointer(words), (parts, d_W, d_R, d_bias))
 
 
 def _signature(real):
