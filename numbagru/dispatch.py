@@ -31,7 +31,7 @@ class Row:
     why: str
     forward: Callable[..., None]
     backward: Callable[..., None]
-    saved_width: Callable[..., int]
+    saved_shapes: Callable[..., Any]
     checks: tuple[Check, ...] = ()
 
 
@@ -53,7 +53,7 @@ KERNELS = (
         "sums of rows x units in vector registers, parallel over rows or units",
         forward_cpu.forward,
         backward_cpu.backward,
-        forward_cpu.saved_width,
+        forward_cpu.saved_shapes,
         (_fused, _scalar_activations),
     ),
     Row(
@@ -61,7 +61,7 @@ KERNELS = (
         "plain loops for every configuration, parallel over rows",
         plain_cpu.forward,
         plain_cpu.backward,
-        plain_cpu.saved_width,
+        plain_cpu.saved_shapes,
     ),
 )
 

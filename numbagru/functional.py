@@ -285,8 +285,11 @@ def _family(*problem: Any) -> dispatch.Row:
     return dispatch.select(dispatch.Problem(*problem))
 
 
-def _outputs(config: Any, call: Call, width: int | None) -> Outputs:
-    """Allocate; `width` is the row length of what is saved for backward, if wanted."""
+_NOTHING_SAVED = (0, 0, 0, 0), (0, 0, 0)
+
+
+def _outputs(config: Any, call: Call, saved: Any = _NOTHING_SAVED) -> Outputs:
+    """Allocate outputs, and `saved` shapes of gates and states for backward."""
     B, T, _ = call.x.shape
     U, dtype = config.units, call.x.dtype
     y = operands.nothing(3, dtype)
@@ -296,8 +299,8 @@ def _outputs(config: Any, call: Call, width: int | None) -> Outputs:
         y=y.transpose(1, 0, 2) if config.time_major else y,
         last=np.empty((B, U), dtype),
         state=np.empty((B, U), dtype),
-        saved=memory.empty((B, T, 4, width) if width else (0, 0, 0, 0), dtype),
-        states=memory.empty((B, T, width) if width else (0, 0, 0), dtype),
+        saved=memory.empty(saved[0], dtype),
+        states=memory.empty(saved[1], dtype),
     )
 
 
@@ -355,7 +358,7 @@ def gru(
         config, weights, x, initial_state, mask, input_dropout, recurrent_dropout
     )
     family = _family(*_problem(config))
-    out = _outputs(config, call, None)
+    out = _outputs(config, call)
     family.forward(call, out, threads_of(config))
     return _public(config, out)
 
@@ -386,8 +389,7 @@ def gru_vjp(
     for activation in (config.activation, config.recurrent_activation):
         _ = activation.backward_argument
     family = _family(*_problem(config))
-    width = family.saved_width(call.real, config.units)
-    out = _outputs(config, call, width)
+    out = _outputs(config, call, family.saved_shapes(call))
     family.forward(call, out, threads_of(config))
 
     def pullback(

@@ -81,4 +81,4 @@ def test_rows_are_complete():
     for row in KERNELS:
         assert isinstance(row, Row)
         assert row.why
-        assert all(map(callable, (row.forward, row.backward, row.saved_width)))
+        assert all(map(callable, (row.forward, row.backward, row.saved_shapes)))

@@ -36,7 +36,9 @@ class Arrays(NamedTuple):
     masked: Any
     order: Any  # see forward_arrays.Arrays
     ends: Any
-    kernel: Any  # transposed weights packed as in kernels/panels.py
+    panels: Any  # weights and bias packed as in kernels/panels.py
+    bias: Any
+    kernel: Any  # and transposed
     recurrent: Any
     x_drop: Any
     drops_x: Any
@@ -53,6 +55,7 @@ class Arrays(NamedTuple):
     d_state: Any
     has_d_state: Any
     saved: Any
+    again: Any  # whether gates were not saved
     states: Any
     d_x: Any
     d_x_row: Any
@@ -64,20 +67,22 @@ class Arrays(NamedTuple):
 def arrays(data):
     """Take apart what a backward kernel is given."""
     (
-        _, _, _, _, _, x, h0, mask, order, ends, kernel, recurrent, x_drop, h_drop,
-        zero_output, first_is_state, d_y, d_last, d_state, saved, states, d_x, d_h0, _,
+        _, _, _, _, _, x, h0, mask, order, ends, panels, bias, kernel, recurrent,
+        x_drop, h_drop, zero_output, first_is_state, d_y, d_last, d_state, saved,
+        states, d_x, d_h0, _,
     ) = data  # fmt: skip
     size = x.itemsize
     return Arrays(
         x.shape[0], x.shape[1], x.shape[2], h0.shape[1],
         pointer(x), x.strides[0] // size, x.strides[1] // size, pointer(h0),
         pointer(mask), mask.strides[0], mask.strides[1], mask.size > 0,
-        pointer(order), pointer(ends), pointer(kernel), pointer(recurrent),
+        pointer(order), pointer(ends), pointer(panels), pointer(bias),
+        pointer(kernel), pointer(recurrent),
         pointer(x_drop), x_drop.size > 0, pointer(h_drop), h_drop.size > 0,
         zero_output, first_is_state,
         pointer(d_y), d_y.strides[0] // size, d_y.strides[1] // size, d_y.size > 0,
         pointer(d_last), d_last.size > 0, pointer(d_state), d_state.size > 0,
-        pointer(saved), pointer(states),
+        pointer(saved), saved.size == 0, pointer(states),
         pointer(d_x), d_x.strides[0] // size, d_x.strides[1] // size, pointer(d_h0),
     )  # fmt: skip
 

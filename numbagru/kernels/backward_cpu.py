@@ -276,7 +276,7 @@ def _parts_of(reset_after, per_gate):
     def parts(words, helper, data):
         widest_vectors()
         rows_per_part, act, rec, d_act, d_rec, x = data[:6]
-        gradients = data[23]
+        gradients = data[-1]
         a = record(arrays(data))
         width = vector_lanes(a.x)
         F, U = a.F, a.U
@@ -342,15 +342,15 @@ _run_backward = sharing(_BACKWARD)
 
 
 def backward_kernel(
-    variant, act, rec, d_act, d_rec, x, h0, mask, order, ends, kernel, recurrent,
-    x_drop, h_drop, zero_output, first_is_state, d_y, d_last, d_state, saved, states,
-    rows_per_part, d_x, d_h0, gradients, words,
+    variant, act, rec, d_act, d_rec, x, h0, mask, order, ends, panels, bias, kernel,
+    recurrent, x_drop, h_drop, zero_output, first_is_state, d_y, d_last, d_state, saved,
+    states, rows_per_part, d_x, d_h0, gradients, words,
 ):  # fmt: skip
     """Run all parts."""
     data = (
-        rows_per_part, act, rec, d_act, d_rec, x, h0, mask, order, ends, kernel,
-        recurrent, x_drop, h_drop, zero_output, first_is_state, d_y, d_last, d_state,
-        saved, states, d_x, d_h0, gradients,
+        rows_per_part, act, rec, d_act, d_rec, x, h0, mask, order, ends, panels, bias,
+        kernel, recurrent, x_drop, h_drop, zero_output, first_is_state, d_y, d_last,
+        d_state, saved, states, d_x, d_h0, gradients,
     )  # fmt: skip
     _run_backward(variant, pointer(words), data)
 
@@ -362,9 +362,9 @@ def _signature(variant, real, act, rec, d_act, d_rec):
     flag, mask = types.boolean, types.Array(types.uint8, 2, "A")
     return (
         variant, act, rec, d_act, d_rec, array(3, "A"), array(2), mask, WORD_ARRAY,
-        WORD_ARRAY, array(1), array(1), array(3), array(3), flag, flag, array(3, "A"),
-        array(2), array(2), array(4), array(3), types.intp, array(3, "A"), array(2),
-        array(2), WORD_ARRAY,
+        WORD_ARRAY, array(1), array(1), array(1), array(1), array(3), array(3), flag,
+        flag, array(3, "A"), array(2), array(2), array(4), array(3), types.intp,
+        array(3, "A"), array(2), array(2), WORD_ARRAY,
     )  # fmt: skip
 
 
@@ -389,7 +389,7 @@ def backward(
     gradients = make_parts(count, F, U, call.x.dtype)
     arguments = (
         kind, *values, call.x, call.h0, call.mask, *rows_by_end(call.mask),
-        *call.weights.transposed_panels, call.x_drop, call.h_drop, call.zero_output,
+        *call.weights.panels, *call.weights.transposed_panels, call.x_drop, call.h_drop, call.zero_output,
         call.first_is_state, *given, out.saved, out.states,
         rows_per_part, results.x, results.h0, gradients,
     )  # fmt: skip

@@ -15,6 +15,7 @@ from numbagru.gates import (
     d_gates_reset_before,
     d_next_state,
     d_step_reset_after,
+    gates_again,
 )
 from numbagru.kernels.backward_arrays import (
     GROUP,
@@ -39,7 +40,7 @@ from numbagru.kernels.team import (
     meet,
     share_of,
 )
-from numbagru.kernels.tiles import tile_rows, write_vector
+from numbagru.kernels.tiles import step_sums, tile_rows, write_vector
 
 
 @routine
@@ -80,8 +81,39 @@ def pack_inputs_per_gate(a, w, b, n, t, first, capacity):
 
 
 @routine
+def _load_gates(a, w, b, i, m, p, t):
+    """Bring one tile of what was saved of the gates into scratch."""
+    width = vector_lanes(a.x)
+    V = rounded_up(a.U, width)
+    size = tile_size(a.x)
+    for r in range(m):
+        saved = at(a.saved, ((b + i + r) * a.T + t) * 4 * V + p * width)
+        for gate in range(4):
+            copy_vector(at(w.s, gate * size + r * width), at(saved, gate * V))
+            ask_for(at(saved, (gate - 4) * V))  # what the next step takes
+
+
+_sums = step_sums(candidate=True, per_gate=False)
+
+
+@routine
+def _sums_again(a, w, row, m, p, t):
+    """Compute the sums of one tile as the forward pass did: no mask, no dropout."""
+    width = vector_lanes(a.x)
+    F, U = a.F, a.U
+    h, h_row = at(a.h0, row * U), U
+    if t > 0:
+        V = rounded_up(U, width)
+        h, h_row = at(a.states, (row * a.T + t - 1) * V), a.T * V
+    _sums(
+        m, 1, at(a.x, row * a.x_row + t * a.x_step), a.x_row, 0, F, h, h_row, 0, U,
+        at(a.panels, p * (F + U) * 3 * width), 0, at(a.bias, p * 4 * width), w.s,
+    )  # fmt: skip
+
+
+@routine
 def _load_tile(a, w, b, i, m, p, t):
-    """Bring one tile of what was saved, the old states and gradients into scratch."""
+    """Bring one tile of the old states and gradients into scratch."""
     width = vector_lanes(a.x)
     T, U = a.T, a.U
     V = rounded_up(U, width)
@@ -89,11 +121,7 @@ def _load_tile(a, w, b, i, m, p, t):
     s, first = w.s, p * width
     for r in range(m):
         slot = b + i + r
-        saved = at(a.saved, (slot * T + t) * 4 * V + first)
         lane = r * width
-        for gate in range(4):
-            copy_vector(at(s, gate * size + lane), at(saved, gate * V))
-            ask_for(at(saved, (gate - 4) * V))  # what the next step takes
         h = at(s, H * size + lane)
         if t > 0:
             old = at(a.states, (slot * T + t - 1) * V + first)
@@ -193,6 +221,11 @@ def make_step_reset_after(per_gate):
             m = tile_rows(n - i, most)
             count = rounded_up(m * width, D_BLOCK)
             for p in range(p_first, p_stop):
+                if not per_gate and a.again:
+                    _sums_again(a, w, b + i, m, p, t)
+                    gates_again(act, rec, w.s, size, count)
+                else:
+                    _load_gates(a, w, b, i, m, p, t)
                 _load_tile(a, w, b, i, m, p, t)
                 d_step_reset_after(act, rec, d_act, d_rec, w.s, size, count, U)
                 _clear_masked(
@@ -227,6 +260,7 @@ def make_step_reset_before(per_gate):
             m = tile_rows(n - i, most)
             count = rounded_up(m * width, D_BLOCK)
             for p in range(p_first, p_stop):
+                _load_gates(a, w, b, i, m, p, t)
                 _load_tile(a, w, b, i, m, p, t)
                 d_next_state(act, rec, d_act, w.s, size, count, U)
                 _clear_masked(a, w, b, i, m, t, (D_HH, RECURRENT), size, width)
@@ -244,6 +278,7 @@ def make_step_reset_before(per_gate):
             m = tile_rows(n - i, most)
             count = rounded_up(m * width, D_BLOCK)
             for p in range(p_first, p_stop):
+                _load_gates(a, w, b, i, m, p, t)
                 _load_tile(a, w, b, i, m, p, t)
                 d_next_state(act, rec, d_act, w.s, size, count, U)
                 for r in range(m):

@@ -52,7 +52,8 @@ class Arrays(NamedTuple):
     state: Any
     saved: Any
     states: Any
-    saving: Any
+    saving: Any  # gates and states
+    keeping: Any  # states
 
 
 @section
@@ -77,6 +78,7 @@ def arrays(data):
         zero_output, first_is_state,
         pointer(y), y.strides[0] // size, y.strides[1] // size, y.size > 0,
         pointer(last), pointer(state), pointer(saved), pointer(states), saved.size > 0,
+        states.size > 0,
     )  # fmt: skip
 
 
@@ -109,7 +111,8 @@ class BareArrays(NamedTuple):
     states: Any
 
     mask_row = mask_step = B = 0
-    masked = drops_x = drops_h = zero_output = first_is_state = saving = False
+    masked = drops_x = drops_h = zero_output = first_is_state = False
+    saving = keeping = False
 
 
 @section

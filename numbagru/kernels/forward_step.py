@@ -96,7 +96,7 @@ def _finish(
             counts = not a.masked or active[i] != 0
             value = at(s, H * size + lane) if counts else old
             copy_vector(at(h_new, i * V + q * width), value)
-            if a.saving:
+            if a.keeping:
                 spot = ((b + i) * T + t) * V + first
                 copy_vector(at(a.states, spot), value)
                 ask_to_write(at(a.states, spot + V))  # where the next step writes

@@ -328,9 +328,10 @@ FORWARD = Kernel(plain_forward, _forward_signature)
 BACKWARD = Kernel(plain_backward, _backward_signature)
 
 
-def saved_width(real: types.Float, units: int) -> int:
-    """Length V of the rows saved for backward."""
-    return units
+def saved_shapes(call: Call) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of what a training call saves: gates, and states."""
+    (B, T, _), U = call.x.shape, call.h0.shape[1]
+    return (B, T, 4, U), (B, T, U)
 
 
 def forward(call: Call, out: Outputs, most: int) -> None:

@@ -392,6 +392,7 @@ def step_tile(rows: int, panels: int, candidate: bool, per_gate: bool) -> Any:
                         emit.move(base, emit.times(stride, m), emit.times(gate_stride, g))
                         for g in range(gates)
                     ]
+                    * panels
                     for m in range(rows)
                 ]
 
