@@ -97,15 +97,19 @@ class Kernel:
         self._options = {**OPTIONS, "nogil": True}
         self._dispatchers: dict[Any, Any] = {}
         self._entries: dict[Any, Callable[..., None]] = {}
+        # By the identity of types, whose own hashes are slow: with the keys, so that
+        # no identity is used again.
+        self._quick: dict[tuple[int, ...], tuple[Any, Callable[..., None]]] = {}
 
     def entry(self, *key: types.Type) -> Callable[..., None]:
         """Compile, or load from the disk cache, and return the machine code's entry."""
-        entry = self._entries.get(key)
-        if entry is not None:
-            return entry
+        found = self._quick.get(tuple(map(id, key)))
+        if found is not None:
+            return found[1]
         with global_compiler_lock:
             if key not in self._entries:
                 self._entries[key] = self._compiled(key)
+            self._quick[tuple(map(id, key))] = key, self._entries[key]
         return self._entries[key]
 
     def _compiled(self, key: Any) -> Callable[..., None]:

@@ -70,19 +70,19 @@ class Weights:
         bias: np.ndarray | None,
         reset_after: bool,
     ) -> None:
-        self.kernel = np.ascontiguousarray(kernel)
-        self.recurrent_kernel = np.ascontiguousarray(recurrent_kernel)
-        self.bias = None
-        if bias is not None:
-            self.bias = np.ascontiguousarray(bias, self.kernel.dtype)
+        self.kernel = _contiguous(kernel, kernel.dtype)
+        self.recurrent_kernel = _contiguous(recurrent_kernel, recurrent_kernel.dtype)
+        self.bias = None if bias is None else _contiguous(bias, kernel.dtype)
         self.reset_after = reset_after
         self._prepared: tuple[Any, Callable[..., Any]] | None = None
         self._fits: Any = None  # the config that was checked last
+        self._panels: panels.Panels | None = None
+        self._transposed: panels.TransposedPanels | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made again on demand."""
         kept = ("kernel", "recurrent_kernel", "bias", "reset_after")
-        made_again = {"_prepared": None, "_fits": None}
+        made_again = dict.fromkeys(("_prepared", "_fits", "_panels", "_transposed"))
         return {**{name: self.__dict__[name] for name in kept}, **made_again}
 
     @cached_property
@@ -98,11 +98,19 @@ class Weights:
             return operands.nothing(1, self.kernel.dtype)
         return self.bias.reshape(-1)
 
-    @cached_property
-    def panels(self) -> panels.Panels:
-        """Packed for the forward tiles."""
-        real = REAL[self.kernel.dtype]
-        return panels.pack(real, self.kernel, self.recurrent_kernel, self._flat_bias)
+    def packed(self, training: bool, threads: int) -> tuple[Any, Any]:
+        """Give what tiles take, for the forward and, if `training`, the backward pass.
+
+        It is packed at the first request, on at most `threads` threads.
+        """
+        missing = self._panels is None, training and self._transposed is None
+        if missing[0] or missing[1]:
+            made = panels.pack(
+                self.kernel, self.recurrent_kernel, self._flat_bias, missing, threads
+            )
+            self._panels = made[0] or self._panels
+            self._transposed = made[1] or self._transposed
+        return self._panels, self._transposed
 
     def inference(self, config: Any) -> Inference | None:
         """Prepare calls with a config; None where the general call is needed."""
@@ -138,12 +146,6 @@ class Weights:
             )
         self._fits = config
 
-    @cached_property
-    def transposed_panels(self) -> panels.TransposedPanels:
-        """Packed for the backward tiles."""
-        real = REAL[self.kernel.dtype]
-        return panels.pack_transposed(real, self.kernel, self.recurrent_kernel)
-
 
 class Inference:
     """The tile kernels called with sequences and states, everything else bound before.
@@ -160,7 +162,7 @@ class Inference:
             config.recurrent_activation,
             config.reset_after,
             REAL[self.dtype],
-            weights.panels,
+            weights.packed(False, threads_of(config))[0],
             lambda: threads_of(config),
         )
         self.no_sequence = np.empty((0, 0, 0), self.dtype)
@@ -218,6 +220,12 @@ class Inference:
             run(x, state, none, output, state, work)
 
         return step
+
+
+def _contiguous(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if array.flags.c_contiguous and array.dtype is dtype:
+        return array
+    return np.ascontiguousarray(array, dtype)
 
 
 def _general(x: Any, h0: Any) -> None:

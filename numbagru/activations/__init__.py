@@ -75,6 +75,10 @@ class Activation:
             set_field(self, "derivative", _compiled(self.derivative, "derivative"))
         set_field(self, "name", self.name or self.function.py_func.__name__)
 
+    def __hash__(self) -> int:
+        """Hash the name: calls look kernels up by their activations."""
+        return hash(self.name)
+
     @property
     def rowwise(self) -> bool:
         """Whether it acts on all the units of a row at once, as softmax does."""

@@ -42,7 +42,14 @@ from numbagru.kernels.backward_step import (
     pack_inputs,
     pack_inputs_per_gate,
 )
-from numbagru.kernels.call import Call, Cotangents, Outputs, Results, rows_by_end
+from numbagru.kernels.call import (
+    Call,
+    Cotangents,
+    Outputs,
+    Results,
+    bound,
+    rows_by_end,
+)
 from numbagru.kernels.forward_arrays import row_of
 from numbagru.kernels.record import record
 from numbagru.kernels.simd import (
@@ -70,7 +77,6 @@ from numbagru.kernels.team import (
     turn,
 )
 from numbagru.kernels.threads import WORD_ARRAY, run
-from numbagru.kernels.variant import variant
 from numbagru.kernels.weight_gradients import clear, collect, make_parts
 
 # A chunk's samples fit into half of a 1 MiB second-level cache, within these bounds: of
@@ -380,16 +386,18 @@ def backward(
     most: int,
 ) -> None:
     """Run the backward kernel on at most `most` threads."""
-    values, kinds = call.backward_activations
-    kind = variant(call.reset_after, call.per_gate)
-    entry = BACKWARD.entry(kind.type, call.real, *kinds)
+    entry, first = bound(
+        BACKWARD, call.activation, call.recurrent_activation, call.x.dtype,
+        (call.reset_after, call.per_gate), True,
+    )  # fmt: skip
     B, T, F = call.x.shape
     U = call.h0.shape[1]
     count = max(1, -(-B // rows_per_part))  # no rows: gradients of zero
+    panels, transposed = call.weights.packed(True, most)
     gradients = make_parts(count, F, U, call.x.dtype)
     arguments = (
-        kind, *values, call.x, call.h0, call.mask, *rows_by_end(call.mask),
-        *call.weights.panels, *call.weights.transposed_panels, call.x_drop, call.h_drop, call.zero_output,
+        *first, call.x, call.h0, call.mask, *rows_by_end(call.mask),
+        *panels, *transposed, call.x_drop, call.h_drop, call.zero_output,
         call.first_is_state, *given, out.saved, out.states,
         rows_per_part, results.x, results.h0, gradients,
     )  # fmt: skip

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
+
+from numbagru._jit import Kernel
+from numbagru.kernels.variant import variant
 
 REAL = {np.dtype("float32"): types.float32, np.dtype("float64"): types.float64}
 
@@ -53,6 +58,30 @@ class Call(NamedTuple):
             (*values, act.backward_argument, rec.backward_argument),
             (*kinds, act.backward_type, rec.backward_type),
         )
+
+
+@functools.lru_cache
+def bound(
+    kernel: Kernel,
+    activation: Any,
+    recurrent_activation: Any,
+    dtype: np.dtype,
+    choice: tuple[bool, ...],
+    slopes: bool,
+) -> tuple[Callable[..., None], tuple[Any, ...]]:
+    """Return the entry of a kernel's variant, and its first arguments.
+
+    Remembered, because a training step asks twice and each time takes 2 µs.
+    """
+    kind = variant(*choice)
+    both = activation, recurrent_activation
+    values = [act.forward_argument for act in both]
+    kinds = [act.forward_type for act in both]
+    if slopes:
+        values += [act.backward_argument for act in both]
+        kinds += [act.backward_type for act in both]
+    entry = kernel.entry(kind.type, REAL[dtype], *kinds)
+    return entry, (kind, *values)
 
 
 class Outputs(NamedTuple):

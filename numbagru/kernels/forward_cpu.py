@@ -20,7 +20,7 @@ from numbagru.gates import (
     SECTIONS,
 )
 from numbagru.kernels.atomics import address_of, numbers_at, words_at
-from numbagru.kernels.call import Call, Outputs, rows_by_end
+from numbagru.kernels.call import Call, Outputs, bound, rows_by_end
 from numbagru.kernels.forward_arrays import (
     arrays,
     bare_arrays,
@@ -388,14 +388,15 @@ def plan(B: int, T: int, F: int, U: int, most: int) -> Plan:
 
 def forward(call: Call, out: Outputs, most: int) -> None:
     """Run the forward kernel on at most `most` threads."""
-    values, kinds = call.forward_activations
     threads, rows, together = plan(*call.x.shape, call.h0.shape[1], most)
-    kind = variant(call.reset_after, call.per_gate)
-    entry = FORWARD.entry(kind.type, call.real, *kinds)
+    entry, first = bound(
+        FORWARD, call.activation, call.recurrent_activation, call.x.dtype,
+        (call.reset_after, call.per_gate), False,
+    )  # fmt: skip
+    panels, _ = call.weights.packed(out.states.size > 0, most)
     arguments = (
-        kind, *values, rows, call.x, call.h0, call.mask, *rows_by_end(call.mask),
-        *call.weights.panels, call.x_drop, call.h_drop, call.zero_output,
-        call.first_is_state, *out,
+        *first, rows, call.x, call.h0, call.mask, *rows_by_end(call.mask),
+        *panels, call.x_drop, call.h_drop, call.zero_output, call.first_is_state, *out,
     )  # fmt: skip
     run(entry, arguments, threads, together)
 

@@ -19,9 +19,10 @@ _SMALLEST, _LARGEST = 2**15, 2**25
 _MOST_BYTES, _MOST_BLOCKS = 2**26, 16
 _LINE = 64
 
-# The oldest first. Without a lock, which a garbage collection in between could ask for
-# a second time: appending and popping are atomic.
-_spare: deque[np.ndarray] = deque(maxlen=_MOST_BLOCKS)
+# The oldest first, each from the start of a cache line on. Without a lock, which a
+# garbage collection in between could ask for a second time: appending and popping are
+# atomic.
+_spare: deque[_Block] = deque(maxlen=_MOST_BLOCKS)
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -30,35 +31,42 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     For what no caller of the package ever sees. Starts a cache line, unless it is small
     (2 µs more for each array would be a fifth of a training step on one row).
     """
-    dtype = np.dtype(dtype)
-    size = math.prod(shape) * dtype.itemsize + _LINE
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     if size < _SMALLEST:
         return np.empty(shape, dtype)
-    block = np.empty(size, np.uint8) if size > _LARGEST else np.asarray(_loan(size))
-    offset = -block.ctypes.data % _LINE
-    return np.ndarray(shape, dtype, block, offset)
+    block = _aligned(size) if size > _LARGEST else _borrowed(size).view(_Loan)
+    return np.ndarray(shape, dtype, block)
 
 
-def _loan(size: int) -> _Loan:
+def _borrowed(size: int) -> _Block:
     for _ in range(len(_spare)):
         try:
             block = _spare.popleft()
         except IndexError:
             break
         if size <= block.size <= 2 * size:
-            return _Loan(block)
+            return block
         _spare.append(block)
-    return _Loan(np.empty(size, np.uint8))
+    return _aligned(size)
 
 
-class _Loan:
-    """Who has a block: it goes back when the last view of it dies."""
+def _aligned(size: int) -> _Block:
+    block = np.empty(size + _LINE, np.uint8)
+    start = -block.ctypes.data % _LINE
+    return block[start : start + size].view(_Block)
 
-    def __init__(self, block: np.ndarray) -> None:
-        self.block = block
-        self.__array_interface__ = block.__array_interface__
+
+class _Block(np.ndarray):
+    """Memory that is lent. NumPy would pass over a plain array's views as owners."""
+
+
+class _Loan(np.ndarray):
+    """A view of a block, which goes back when the view dies."""
 
     def __del__(self) -> None:
-        _spare.append(self.block)
+        _spare.append(self.base)
         while sum(block.size for block in tuple(_spare)) > _MOST_BYTES:
-            _spare.popleft()
+            try:
+                _spare.popleft()
+            except IndexError:  # another thread was first
+                break

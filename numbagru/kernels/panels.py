@@ -14,15 +14,20 @@ from numba import types
 
 from numbagru._jit import Kernel, routine
 from numbagru.kernels import memory
+from numbagru.kernels.call import REAL
 from numbagru.kernels.simd import (
     at,
-    copy_vector,
+    clear,
     hold,
     lanes,
     padded,
     pointer,
+    transpose_block,
     vector_lanes,
 )
+from numbagru.kernels.team import next_item, sharing
+from numbagru.kernels.threads import WORD_ARRAY, run
+from numbagru.kernels.tiles import write_vector
 
 
 class Panels(NamedTuple):
@@ -58,61 +63,77 @@ def _sum_bias(bias, sums):
             sums[g, u] = _start(bias, sums.shape[1], g, u)
 
 
-def _pack(W, R, bias, weights, packed_bias):
-    F, U = W.shape[0], R.shape[0]
-    width = vector_lanes(W)
-    zero = W.dtype.type(0)
-    target, starts = pointer(weights), pointer(packed_bias)
-    for p in range((U + width - 1) // width):
-        first = p * width
-        count = min(width, U - first)
-        for k in range(F + U):
-            matrix, row = (pointer(W), k) if k < F else (pointer(R), k - F)
-            for g in range(3):
-                source = at(matrix, (row * 3 + g) * U + first)
-                if count == width:
-                    copy_vector(target, source)
-                else:
-                    for j in range(width):
-                        target[j] = source[j] if j < count else zero
-                target = at(target, width)
-        for g in range(4):
-            for j in range(width):
-                starts[j] = _start(bias, U, g, first + j) if j < count else zero
-            starts = at(starts, width)
-    hold(W)
-    hold(R)
-    hold(weights)
-    hold(packed_bias)
-
-
-def _pack_transposed(W, R, kernel, recurrent):
-    F, U = W.shape[0], R.shape[0]
-    for g in range(3):
-        _transpose(W, F, U, (g + 2) % 3 * U, kernel, g)
-        _transpose(R, U, U, g * U, recurrent, g)
+@routine
+def _pack_panel(W, R, bias, p, weights, starts):
+    """Pack one vector of units."""
+    F, U, width = W.shape[0], R.shape[0], vector_lanes(W)
+    first = p * width
+    count = min(width, U - first)
+    target = at(weights, p * (F + U) * 3 * width)
+    if count < width:
+        clear(target, (F + U) * 3 * width)
+        clear(at(starts, p * 4 * width), 4 * width)
+    for k in range(F + U):
+        matrix, row = (pointer(W), k) if k < F else (pointer(R), k - F)
+        for g in range(3):
+            write_vector(target, at(matrix, (row * 3 + g) * U + first), width, count)
+            target = at(target, width)
+    for g in range(4):
+        for j in range(count):
+            starts[(p * 4 + g) * width + j] = _start(bias, U, g, first + j)
 
 
 @routine
-def _transpose(matrix, rows, U, column, vectors, g):
-    """Bring the columns of one gate into vectors."""
-    width = vector_lanes(matrix)
-    for v in range((rows + width - 1) // width):
-        count = min(width, rows - v * width)
-        source = at(pointer(matrix), v * width * 3 * U + column)
-        target = at(pointer(vectors), (v * 3 + g) * U * width)
-        if count < width:
-            for i in range(U * width):
-                target[i] = 0
-            for j in range(count):
-                for u in range(U):
-                    target[u * width + j] = source[j * 3 * U + u]
+def _transpose(matrix, first_gate, v, vectors):
+    """Bring as many rows as a vector has into vectors, gate by gate."""
+    rows, U, width = matrix.shape[0], matrix.shape[1] // 3, vector_lanes(matrix)
+    count = min(width, rows - v * width)
+    for g in range(3):
+        source = at(pointer(matrix), v * width * 3 * U + (g + first_gate) % 3 * U)
+        target = at(vectors, (v * 3 + g) * U * width)
+        whole = 0
+        if count == width:
+            whole = U // width * width
+            for u in range(0, whole, width):
+                transpose_block(at(target, u * width), at(source, u), 3 * U)
         else:
-            for u in range(U):
-                for j in range(width):
-                    target[u * width + j] = source[j * 3 * U + u]
-    hold(matrix)
-    hold(vectors)
+            clear(target, U * width)
+        for u in range(whole, U):
+            for j in range(count):
+                target[u * width + j] = source[j * 3 * U + u]
+
+
+@routine
+def _pack_items(words, helper, data):
+    W, R, bias, weights, starts, kernel, recurrent = data
+    width = vector_lanes(W)
+    vectors = (W.shape[0] + width - 1) // width
+    P = (R.shape[0] + width - 1) // width
+    item = next_item(words, -1)
+    while item < 2 * P + vectors:
+        if item < P:
+            if weights.size > 0:
+                _pack_panel(W, R, bias, item, pointer(weights), pointer(starts))
+        elif recurrent.size > 0:
+            if item < 2 * P:
+                _transpose(R, 0, item - P, pointer(recurrent))
+            else:
+                _transpose(W, 2, item - 2 * P, pointer(kernel))
+        item = next_item(words, item)
+    hold(W)
+    hold(R)
+    hold(weights)
+    hold(starts)
+    hold(kernel)
+    hold(recurrent)
+
+
+_share_items = sharing(_pack_items)
+
+
+def _pack(W, R, bias, weights, starts, kernel, recurrent, words):
+    data = W, R, bias, weights, starts, kernel, recurrent
+    _share_items(None, pointer(words), data)
 
 
 def _matrix(real: types.Float) -> types.Array:
@@ -124,10 +145,11 @@ def _flat(real: types.Float) -> types.Array:
 
 
 _SUM_BIAS = Kernel(_sum_bias, lambda real: (_flat(real), _matrix(real)))
-_PACK = Kernel(_pack, lambda real: (*[_matrix(real)] * 2, *[_flat(real)] * 3))
-_PACK_TRANSPOSED = Kernel(
-    _pack_transposed, lambda real: (*[_matrix(real)] * 2, *[_flat(real)] * 2)
+_PACK = Kernel(
+    _pack, lambda real: (*[_matrix(real)] * 2, *[_flat(real)] * 5, WORD_ARRAY)
 )
+# Numbers of all weights from which on a second thread pays.
+_PARALLEL_FROM = 100_000
 
 
 def sum_bias(real: types.Float, bias: np.ndarray, U: int) -> np.ndarray:
@@ -137,22 +159,44 @@ def sum_bias(real: types.Float, bias: np.ndarray, U: int) -> np.ndarray:
     return sums
 
 
-def pack(real: types.Float, W: np.ndarray, R: np.ndarray, bias: np.ndarray) -> Panels:
-    """Pack C-ordered W (F, 3 U), R (U, 3 U) and bias, flat (3 U), (6 U) or (0)."""
+def pack(
+    W: np.ndarray,
+    R: np.ndarray,
+    bias: np.ndarray,
+    which: tuple[bool, bool],
+    threads: int,
+) -> tuple[Panels | None, TransposedPanels | None]:
+    """Pack weights for the forward kernels, for the backward kernels, or for both.
+
+    Parameters
+    ----------
+    W : ndarray (F, 3 U)
+    R : ndarray (U, 3 U)
+    bias : ndarray (3 U,), (6 U,) or (0,)
+        All C-ordered, of one type.
+    which : tuple of bool
+        Whether to pack `Panels`, and `TransposedPanels`.
+    threads : int
+        How many threads to use, at the most.
+    """
+    real = REAL[W.dtype]
+    width = lanes(real)
     F, U = W.shape[0], R.shape[0]
-    UP = padded(U, lanes(real))
-    weights = memory.empty(((F + U) * 3 * UP,), W.dtype)
-    starts = memory.empty((4 * UP,), W.dtype)
-    _PACK.entry(real)(W, R, bias, weights, starts)
-    return Panels(weights, starts)
-
-
-def pack_transposed(
-    real: types.Float, W: np.ndarray, R: np.ndarray
-) -> TransposedPanels:
-    """Pack the transposes of C-ordered W (F, 3 U) and R (U, 3 U)."""
-    F, U, width = W.shape[0], R.shape[0], lanes(real)
-    kernel = memory.empty((padded(F, width) * 3 * U,), W.dtype)
-    recurrent = memory.empty((padded(U, width) * 3 * U,), W.dtype)
-    _PACK_TRANSPOSED.entry(real)(W, R, kernel, recurrent)
-    return TransposedPanels(kernel, recurrent)
+    UP, FP = padded(U, width), padded(F, width)
+    forward, transposed = which
+    sizes = [(F + U) * 3 * UP, 4 * UP] if forward else [0, 0]
+    sizes += [FP * 3 * U, UP * 3 * U] if transposed else [0, 0]
+    block = memory.empty((sum(sizes),), W.dtype)
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(block[start : start + size])
+        start += size
+    run(
+        _PACK.entry(real),
+        (W, R, bias, *parts),
+        threads if start >= _PARALLEL_FROM else 1,
+    )
+    return (
+        Panels(*parts[:2]) if forward else None,
+        TransposedPanels(*parts[2:]) if transposed else None,
+    )

@@ -211,6 +211,39 @@ def widest_vectors(typingctx: Any) -> Any:
     return types.void(), codegen
 
 
+@intrinsic
+def transpose_block(typingctx: Any, target: Any, source: Any, row: Any) -> Any:
+    """Transpose as many numbers of as many rows, `row` apart, as a vector has.
+
+    By rounds of interleaving the first half of the vectors with the second.
+    """
+    real = target.dtype
+
+    def codegen(context, builder, signature, args):
+        target, source, row = args
+        emit = _Emitter(builder, real)
+        width, half = emit.width, emit.width // 2
+        kind = ir.VectorType(ir.IntType(32), width)
+        halves = [
+            ir.Constant(kind, [first + i // 2 + i % 2 * width for i in range(width)])
+            for first in (0, half)
+        ]
+        vectors = [
+            emit.load(emit.move(source, emit.times(row, i))) for i in range(width)
+        ]
+        for _ in range(width.bit_length() - 1):
+            vectors = [
+                builder.shuffle_vector(vectors[i], vectors[i + half], places)
+                for i in range(half)
+                for places in halves
+            ]
+        for i, vector in enumerate(vectors):
+            emit.store(vector, emit.move(target, i * width))
+        return context.get_dummy_value()
+
+    return types.void(target, target, types.intp), codegen
+
+
 def _asking(writing: bool) -> Any:
     @intrinsic
     def ask(typingctx: Any, address: Any) -> Any:

@@ -9,12 +9,14 @@ from typing import Any
 from numbagru import activations, functional
 from numbagru.config import GRUConfig
 from numbagru.layers.arguments import CELL, LAYER, bind, configured
+from numbagru.layers.base import Grads
 from numbagru.layers.cell import GRUCell, weight_gradients
 from numbagru.layers.checks import on_device
 from numbagru.layers.dialects import fresh_arguments, from_dict, to_dict, to_own_dict
 from numbagru.layers.rnn import RNN
 from numbagru.layers.saving import register
 from numbagru.layers.stream import Stream
+from numbagru.layers.structure import flatten_cotangent, penalized
 from numbagru.layers.variable import Variable
 
 _NESTED = (list, tuple)
@@ -101,33 +103,45 @@ class GRU(RNN):
             return GRU.__call__(self, sequences, initial_state, mask, training)
         return super().__call__(sequences, initial_state, mask, training)
 
-    def _vjp(
+    def vjp(
         self,
-        sequences: Any,
+        inputs: Any,
         initial_state: Any = None,
         mask: Any = None,
         training: bool | None = None,
+        *,
+        lengths: Any = None,
     ) -> tuple[Any, Callable]:
-        config, cell = self.config, self.cell
+        """Do what `Layer.vjp` does; see there. The arguments are those of a call."""
+        config = self.config
         if (
             not self._plain
             or config.stateful
+            or lengths is not None
+            or self.activity_regularizer is not None
+            or isinstance(inputs, _NESTED)
             or isinstance(initial_state, _NESTED)
             or isinstance(mask, _NESTED)
         ):
-            return super()._vjp(sequences, initial_state, mask, training)
+            return super().vjp(inputs, initial_state, mask, training, lengths=lengths)
         # All checks are left to `functional`, as in a call.
-        (last, outputs, state), pull_gru = functional.gru_vjp(
-            config, cell.packed, sequences, initial_state, mask
+        (last, outputs, state), pull = functional.gru_vjp(
+            config, self.cell.packed, inputs, initial_state, mask
         )
+        self._losses = []
         output = outputs if config.return_sequences else last
         out = self._returns((output, state)) if config.return_state else output
 
-        def pull(d_last: Any, d_outputs: Any, d_states: list) -> tuple:
-            g = pull_gru(d_last, d_outputs, *d_states)
-            return g.inputs, [g.initial_state], weight_gradients(g)
+        def pullback(cotangent: Any, include_losses: bool = False) -> Grads:
+            d_out, *d_states = flatten_cotangent(out, cotangent)
+            d_last, d_outputs = (None, d_out) if outputs is not None else (d_out, None)
+            g = pull(d_last, d_outputs, *d_states)
+            d_weights = weight_gradients(g)
+            if include_losses:
+                d_weights = penalized(self.cell.weights, d_weights)
+            return Grads(g.inputs, g.initial_state, d_weights)
 
-        return out, self._pullback(out, pull, 1)
+        return out, pullback
 
     def stream(self, batch_size: int = 1, initial_state: Any = None) -> Stream:
         """Prepare to take sequences one step at a time, without dropout.

@@ -123,6 +123,8 @@ class Variable:
 
     def converted(self, value: Any) -> np.ndarray:
         """Return a copy of `value`, of any shape, in this variable's dtype."""
+        if type(value) is np.ndarray and value.dtype is self._dtype:
+            return value.copy()
         array = np.asarray(value)
         if array.dtype.kind not in "fiub":
             raise TypeError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -41,11 +40,11 @@ class WeightHolder:
         """Layers held in attributes, also in lists, in the order of assignment."""
         found: dict[int, WeightHolder] = {}
         for value in vars(self).values():
-            kind = _kind(type(value))
+            kind = _KINDS[type(value)]
             if kind is None:
                 continue
             for item in value if kind is list else (value,):
-                if _kind(type(item)) is WeightHolder:
+                if _KINDS[type(item)] is WeightHolder:
                     found.setdefault(id(item), item)
         return list(found.values())
 
@@ -109,8 +108,11 @@ class WeightHolder:
     @property
     def weights(self) -> list[Variable]:
         """Own weights, then those of the sublayers, each once."""
+        sublayers = self.sublayers
+        if not sublayers:
+            return list(self._variables)
         found = dict.fromkeys(self._variables)
-        for layer in self.sublayers:
+        for layer in sublayers:
             found.update(dict.fromkeys(layer.weights))
         return list(found)
 
@@ -230,12 +232,20 @@ class WeightHolder:
         return sum(math.prod(variable.shape) for variable in self.weights)
 
 
-@functools.cache
-def _kind(cls: type) -> type | None:
-    """Tell layers and what may hold some from other attributes.
+class _Kinds(dict):
+    """By type: layers, what may hold some (list), other attributes (None).
 
-    Remembered, because every training step looks for the weights several times.
+    A dictionary, because every training step asks for each attribute several times.
     """
-    if issubclass(cls, WeightHolder):
-        return WeightHolder
-    return list if issubclass(cls, (list, tuple)) else None
+
+    def __missing__(self, cls: type) -> type | None:
+        kind = None
+        if issubclass(cls, WeightHolder):
+            kind = WeightHolder
+        elif issubclass(cls, (list, tuple)):
+            kind = list
+        self[cls] = kind
+        return kind
+
+
+_KINDS = _Kinds()
