@@ -103,13 +103,11 @@ class Weights:
 
         It is packed at the first request, on at most `threads` threads.
         """
-        missing = self._panels is None, training and self._transposed is None
-        if missing[0] or missing[1]:
-            made = panels.pack(
-                self.kernel, self.recurrent_kernel, self._flat_bias, missing, threads
-            )
-            self._panels = made[0] or self._panels
-            self._transposed = made[1] or self._transposed
+        W, R = self.kernel, self.recurrent_kernel
+        if self._panels is None:
+            self._panels = panels.pack(W, R, self._flat_bias, threads)
+        if training and self._transposed is None:
+            self._transposed = panels.pack_transposed(W, R, threads)
         return self._panels, self._transposed
 
     def inference(self, config: Any) -> Inference | None:

@@ -56,6 +56,8 @@ from numbagru.kernels.simd import (
     aligned,
     ask_for,
     at,
+    clear,
+    copy,
     hold,
     pointer,
     tile_size,
@@ -77,7 +79,7 @@ from numbagru.kernels.team import (
     turn,
 )
 from numbagru.kernels.threads import WORD_ARRAY, run
-from numbagru.kernels.weight_gradients import clear, collect, make_parts
+from numbagru.kernels.weight_gradients import collect, make_parts
 
 # A chunk's samples fit into half of a 1 MiB second-level cache, within these bounds: of
 # wide layers 256, since all gradients are fetched from further away once per chunk.
@@ -156,8 +158,7 @@ def _enter_rows(a, w, own, b, n, total, t):
                 _take_output_gradient(a, w, own, b, i, step)
                 if is_first(own):
                     d_x = at(a.d_x, row_of(a, b + i) * a.d_x_row + step * a.d_x_step)
-                    for f in range(a.F):
-                        d_x[f] = 0
+                    clear(d_x, a.F)
     return going
 
 
@@ -242,9 +243,10 @@ def _give_initial(a, w, own, b, n):
     width = vector_lanes(a.x)
     U, V = a.U, w.V
     first, stop = share_of(own, V // width, 1)
+    start, end = first * width, min(U, stop * width)
     for i in range(n):
-        for u in range(first * width, min(U, stop * width)):
-            a.d_h0[row_of(a, b + i) * U + u] = w.dh[i * V + u]
+        target = at(a.d_h0, row_of(a, b + i) * U + start)
+        copy(target, at(w.dh, i * V + start), max(0, end - start))
 
 
 @routine
@@ -263,15 +265,15 @@ def _take_multipliers(a, w, b, n):
 def _begin(a, w, b, n):
     """Take the gradients of the final states."""
     U, V = a.U, w.V
-    for j in range(n * V):
-        w.dh[j] = 0
-        w.d_output[j] = 0
+    clear(w.dh, n * V)
+    clear(w.d_output, n * V)
     for i in range(n):
-        for u in range(U):
-            if a.has_d_state:
-                w.dh[i * V + u] = a.d_state[row_of(a, b + i) * U + u]
-            if a.T == 0 and a.has_d_last:
-                w.dh[i * V + u] += a.d_last[row_of(a, b + i) * U + u]
+        row = row_of(a, b + i)
+        if a.has_d_state:
+            copy(at(w.dh, i * V), at(a.d_state, row * U), U)
+        if a.T == 0 and a.has_d_last:
+            for u in range(U):
+                w.dh[i * V + u] += a.d_last[row * U + u]
 
 
 def _parts_of(reset_after, per_gate):
@@ -309,8 +311,7 @@ def _parts_of(reset_after, per_gate):
         begin = aligned(pointer(work))
         own = words_at(address_of(begin))
         s = at(begin, OWN)
-        for j in range(private - OWN_ALIGNED):
-            s[j] = 0
+        clear(s, private - OWN_ALIGNED)
         shared = at(s, private - OWN_ALIGNED)
         if together and not helper:
             words[SHARED] = address_of(shared)

@@ -8,6 +8,7 @@ from numbagru._jit import routine, section
 from numbagru.kernels.atomics import words_at
 from numbagru.kernels.simd import (
     at,
+    copy,
     pointer,
     vector_lanes,
 )
@@ -157,8 +158,7 @@ def take_inputs(a, b, n, t, inputs, active):
     for i in range(n):
         if active[i] != 0:
             x = at(a.x, row_of(a, b + i) * a.x_row + t * a.x_step)
-            for f in range(a.F):
-                inputs[i * a.F + f] = x[f]
+            copy(at(inputs, i * a.F), x, a.F)
 
 
 @routine

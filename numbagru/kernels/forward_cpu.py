@@ -42,6 +42,8 @@ from numbagru.kernels.record import record
 from numbagru.kernels.simd import (
     aligned,
     at,
+    clear,
+    copy,
     hold,
     lanes,
     most_rows,
@@ -90,9 +92,7 @@ def _begin(a, b, n, h, seen, drops, gate_stride):
     for i in range(n):
         seen[i] = 1 if a.first_is_state else 0
         if a.has_h0:
-            h0 = at(a.h0, row_of(a, b + i) * a.U)
-            for u in range(a.U):
-                h[i * V + u] = h0[u]
+            copy(at(h, i * V), at(a.h0, row_of(a, b + i) * a.U), a.U)
         if gate_stride > 0:
             for g in range(3):
                 given = at(a.h_drop, (g * a.B + row_of(a, b + i)) * a.U)
@@ -111,22 +111,26 @@ def _mark_seen(a, n, active, seen):
 
 
 @routine
+def _repeat(target, h, U, blank):
+    if blank:
+        clear(target, U)
+    else:
+        copy(target, h, U)
+
+
+@routine
 def _end_row(a, slot, t, h, seen):
     """Hand over a final state; outputs of the steps that are left repeat the last."""
     row, U = row_of(a, slot), a.U
-    for u in range(U):
-        a.state[row * U + u] = h[u]
-        if a.T == 0:
-            a.last[row * U + u] = h[u]
-    if t < a.T:
+    copy(at(a.state, row * U), h, U)
+    if a.T == 0:
+        copy(at(a.last, row * U), h, U)
+    elif t < a.T:
         blank = a.zero_output or seen[0] == 0
-        for u in range(U):
-            a.last[row * U + u] = 0 if blank else h[u]
+        _repeat(at(a.last, row * U), h, U, blank)
         if a.wanted:
             for step in range(t, a.T):
-                y = at(a.y, row * a.y_row + step * a.y_step)
-                for u in range(U):
-                    y[u] = 0 if blank else h[u]
+                _repeat(at(a.y, row * a.y_row + step * a.y_step), h, U, blank)
 
 
 @routine
@@ -148,7 +152,7 @@ def _hoists(a, n):
 
 def _rows_of(reset_after, per_gate, arrays):
     """Make the loop over blocks of rows, and in each over time."""
-    bare = arrays is bare_arrays
+    general = arrays is not bare_arrays  # without it Numba compiles less
     make_step = make_step_reset_after if reset_after else make_step_reset_before
     step, project = make_step(per_gate), make_projection(candidate=reset_after)
 
@@ -162,31 +166,31 @@ def _rows_of(reset_after, per_gate, arrays):
         seen = at(drops, 3 * n * V if per_gate else 0)
         zeros = at(seen, n)
         active, inputs = private, at(private, n)
-        hs = at(inputs, 3 * n * a.F)
+        gate_states = at(inputs, 3 * n * a.F)
         hoisting = not per_gate and _hoists(a, n)
         projected = at(zeros, vector_lanes(a.x))
         x_gate, h_gate = (n * a.F, n * V) if per_gate else (0, 0)
         x, x_row = inputs, a.F
         if start == 0:
-            for j in range(shared_size(n, V, vector_lanes(a.x), per_gate)):
-                shared[j] = 0
+            clear(shared, shared_size(n, V, vector_lanes(a.x), per_gate))
             _begin(a, b, n, h, seen, drops, h_gate)
         elif start % 2 == 1:
             h, h_new = h_new, h
         t = start
         n = _still_going(a, own, b, n, t, h, seen)
         while n > 0:
-            if a.masked or per_gate:
-                note_active(a, b, n, t, active)
-            if per_gate:
-                take_inputs_per_gate(a, b, n, t, inputs, x_gate, active)
-                take_states_per_gate(n, V, h, drops, hs, h_gate)
-            else:
-                hs = h
-                if a.masked:
+            hs = h
+            if general:
+                if a.masked or per_gate:
+                    note_active(a, b, n, t, active)
+                if per_gate:
+                    hs = gate_states
+                    take_inputs_per_gate(a, b, n, t, inputs, x_gate, active)
+                    take_states_per_gate(n, V, h, drops, hs, h_gate)
+                elif a.masked:
                     take_inputs(a, b, n, t, inputs, active)
-                else:
-                    x, x_row = at(a.x, b * a.x_row + t * a.x_step), a.x_row
+            if not (a.masked or per_gate):
+                x, x_row = at(a.x, b * a.x_row + t * a.x_step), a.x_row
             F, starts = a.F, a.bias
             if hoisting:
                 ahead = t % _HOISTED_STEPS
@@ -201,14 +205,15 @@ def _rows_of(reset_after, per_gate, arrays):
                 h_gate, drops, scratch, inner, h, h_new, active, seen, zeros,
             )  # fmt: skip
             h, h_new = h_new, h
-            _mark_seen(a, n, active, seen)
+            if general:
+                _mark_seen(a, n, active, seen)
             if turn(words, own, t):
                 t += 1
                 n = _still_going(a, own, b, n, t, h, seen)
             else:
                 n = 0
 
-    @variant_routine(reset_after, per_gate, bare)
+    @variant_routine(reset_after, per_gate, general)
     def rows(words, helper, data):
         widest_vectors()
         rows, act, rec, x = data[0], data[1], data[2], data[3]
@@ -234,8 +239,7 @@ def _rows_of(reset_after, per_gate, arrays):
         begin = aligned(pointer(work))
         own = words_at(address_of(begin))
         scratch = at(begin, OWN)
-        for j in range(scratch_size):
-            scratch[j] = 0
+        clear(scratch, scratch_size)
         private = at(scratch, scratch_size)
         shared = at(private, private_size)
         together = words[TOGETHER] != 0

@@ -18,6 +18,7 @@ from numbagru.kernels.call import REAL
 from numbagru.kernels.simd import (
     at,
     clear,
+    copy,
     hold,
     lanes,
     padded,
@@ -45,22 +46,31 @@ class TransposedPanels(NamedTuple):
 
 
 @routine
-def _start(bias, U, g, u):
-    """Where a sum starts: z, r, candidate's input and recurrent part."""
-    both = bias.size == 6 * U
-    if bias.size == 0 or (g == 3 and not both):
-        return bias.dtype.type(0)
+def _start(bias, both, U, g, first, count, target):
+    """Write where sums start: of z, r, the candidate's input and recurrent part."""
     if g == 3:
-        return bias[5 * U + u]
-    if g == 2 or not both:
-        return bias[g * U + u]
-    return bias[g * U + u] + bias[(3 + g) * U + u]
+        if both:
+            copy(target, at(bias, 5 * U + first), count)
+        else:
+            clear(target, count)
+    else:
+        copy(target, at(bias, g * U + first), count)
+        if both and g < 2:
+            more = at(bias, (3 + g) * U + first)
+            for j in range(count):
+                target[j] += more[j]
 
 
 def _sum_bias(bias, sums):
+    U = sums.shape[1]
     for g in range(4):
-        for u in range(sums.shape[1]):
-            sums[g, u] = _start(bias, sums.shape[1], g, u)
+        target = at(pointer(sums), g * U)
+        if bias.size == 0:
+            clear(target, U)
+        else:
+            _start(pointer(bias), bias.size == 6 * U, U, g, U - U, U, target)
+    hold(bias)
+    hold(sums)
 
 
 @routine
@@ -79,8 +89,27 @@ def _pack_panel(W, R, bias, p, weights, starts):
             write_vector(target, at(matrix, (row * 3 + g) * U + first), width, count)
             target = at(target, width)
     for g in range(4):
-        for j in range(count):
-            starts[(p * 4 + g) * width + j] = _start(bias, U, g, first + j)
+        target = at(starts, (p * 4 + g) * width)
+        if bias.size == 0:
+            clear(target, count)
+        else:
+            _start(pointer(bias), bias.size == 6 * U, U, g, first, count, target)
+
+
+@routine
+def _pack_panels(words, helper, data):
+    W, R, bias, weights, starts = data
+    U, width = R.shape[0], vector_lanes(W)
+    p = -1
+    while (p + 1) * width < U:
+        p = next_item(words, p)
+        if p * width < U:
+            _pack_panel(W, R, bias, p, pointer(weights), pointer(starts))
+    hold(W)
+    hold(R)
+    hold(bias)
+    hold(weights)
+    hold(starts)
 
 
 @routine
@@ -88,15 +117,13 @@ def _transpose(matrix, first_gate, v, vectors):
     """Bring as many rows as a vector has into vectors, gate by gate."""
     rows, U, width = matrix.shape[0], matrix.shape[1] // 3, vector_lanes(matrix)
     count = min(width, rows - v * width)
+    whole = U // width * width if count == width else 0
     for g in range(3):
         source = at(pointer(matrix), v * width * 3 * U + (g + first_gate) % 3 * U)
         target = at(vectors, (v * 3 + g) * U * width)
-        whole = 0
-        if count == width:
-            whole = U // width * width
-            for u in range(0, whole, width):
-                transpose_block(at(target, u * width), at(source, u), 3 * U)
-        else:
+        for u in range(0, whole, width):
+            transpose_block(at(target, u * width), at(source, u), 3 * U)
+        if count < width:
             clear(target, U * width)
         for u in range(whole, U):
             for j in range(count):
@@ -104,36 +131,35 @@ def _transpose(matrix, first_gate, v, vectors):
 
 
 @routine
-def _pack_items(words, helper, data):
-    W, R, bias, weights, starts, kernel, recurrent = data
+def _pack_vectors(words, helper, data):
+    W, R, kernel, recurrent = data
     width = vector_lanes(W)
-    vectors = (W.shape[0] + width - 1) // width
-    P = (R.shape[0] + width - 1) // width
-    item = next_item(words, -1)
-    while item < 2 * P + vectors:
-        if item < P:
-            if weights.size > 0:
-                _pack_panel(W, R, bias, item, pointer(weights), pointer(starts))
-        elif recurrent.size > 0:
-            if item < 2 * P:
-                _transpose(R, 0, item - P, pointer(recurrent))
-            else:
-                _transpose(W, 2, item - 2 * P, pointer(kernel))
-        item = next_item(words, item)
+    inputs = (W.shape[0] + width - 1) // width
+    total = inputs + (R.shape[0] + width - 1) // width
+    v = -1
+    while v + 1 < total:
+        v = next_item(words, v)
+        if v < total:
+            states = v >= inputs
+            matrix, vectors = (R, recurrent) if states else (W, kernel)
+            first_gate = 0 if states else 2
+            place = v - inputs if states else v
+            _transpose(matrix, first_gate, place, pointer(vectors))
     hold(W)
     hold(R)
-    hold(weights)
-    hold(starts)
     hold(kernel)
     hold(recurrent)
 
 
-_share_items = sharing(_pack_items)
+_share_panels, _share_vectors = sharing(_pack_panels), sharing(_pack_vectors)
 
 
-def _pack(W, R, bias, weights, starts, kernel, recurrent, words):
-    data = W, R, bias, weights, starts, kernel, recurrent
-    _share_items(None, pointer(words), data)
+def _pack(W, R, bias, weights, starts, words):
+    _share_panels(None, pointer(words), (W, R, bias, weights, starts))
+
+
+def _pack_transposed(W, R, kernel, recurrent, words):
+    _share_vectors(None, pointer(words), (W, R, kernel, recurrent))
 
 
 def _matrix(real: types.Float) -> types.Array:
@@ -146,7 +172,11 @@ def _flat(real: types.Float) -> types.Array:
 
 _SUM_BIAS = Kernel(_sum_bias, lambda real: (_flat(real), _matrix(real)))
 _PACK = Kernel(
-    _pack, lambda real: (*[_matrix(real)] * 2, *[_flat(real)] * 5, WORD_ARRAY)
+    _pack, lambda real: (*[_matrix(real)] * 2, *[_flat(real)] * 3, WORD_ARRAY)
+)
+_PACK_TRANSPOSED = Kernel(
+    _pack_transposed,
+    lambda real: (*[_matrix(real)] * 2, *[_flat(real)] * 2, WORD_ARRAY),
 )
 # Numbers of all weights from which on a second thread pays.
 _PARALLEL_FROM = 100_000
@@ -159,14 +189,8 @@ def sum_bias(real: types.Float, bias: np.ndarray, U: int) -> np.ndarray:
     return sums
 
 
-def pack(
-    W: np.ndarray,
-    R: np.ndarray,
-    bias: np.ndarray,
-    which: tuple[bool, bool],
-    threads: int,
-) -> tuple[Panels | None, TransposedPanels | None]:
-    """Pack weights for the forward kernels, for the backward kernels, or for both.
+def pack(W: np.ndarray, R: np.ndarray, bias: np.ndarray, threads: int) -> Panels:
+    """Pack weights for the forward kernels, on so many threads at the most.
 
     Parameters
     ----------
@@ -174,29 +198,28 @@ def pack(
     R : ndarray (U, 3 U)
     bias : ndarray (3 U,), (6 U,) or (0,)
         All C-ordered, of one type.
-    which : tuple of bool
-        Whether to pack `Panels`, and `TransposedPanels`.
     threads : int
-        How many threads to use, at the most.
     """
     real = REAL[W.dtype]
-    width = lanes(real)
     F, U = W.shape[0], R.shape[0]
-    UP, FP = padded(U, width), padded(F, width)
-    forward, transposed = which
-    sizes = [(F + U) * 3 * UP, 4 * UP] if forward else [0, 0]
-    sizes += [FP * 3 * U, UP * 3 * U] if transposed else [0, 0]
-    block = memory.empty((sum(sizes),), W.dtype)
-    parts, start = [], 0
-    for size in sizes:
-        parts.append(block[start : start + size])
-        start += size
-    run(
-        _PACK.entry(real),
-        (W, R, bias, *parts),
-        threads if start >= _PARALLEL_FROM else 1,
-    )
-    return (
-        Panels(*parts[:2]) if forward else None,
-        TransposedPanels(*parts[2:]) if transposed else None,
-    )
+    UP = padded(U, lanes(real))
+    count = (F + U) * 3 * UP
+    block = memory.empty((count + 4 * UP,), W.dtype)
+    panels = Panels(block[:count], block[count:])
+    if count < _PARALLEL_FROM:
+        threads = 1
+    run(_PACK.entry(real), (W, R, bias, *panels), threads)
+    return panels
+
+
+def pack_transposed(W: np.ndarray, R: np.ndarray, threads: int) -> TransposedPanels:
+    """Pack the transposes for the backward kernels; parameters as of `pack`."""
+    real = REAL[W.dtype]
+    F, U, width = W.shape[0], R.shape[0], lanes(real)
+    count, all_count = padded(F, width) * 3 * U, padded(U, width) * 3 * U
+    block = memory.empty((count + all_count,), W.dtype)
+    panels = TransposedPanels(block[:count], block[count:])
+    if count + all_count < _PARALLEL_FROM:
+        threads = 1
+    run(_PACK_TRANSPOSED.entry(real), (W, R, *panels), threads)
+    return panels

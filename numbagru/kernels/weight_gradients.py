@@ -46,13 +46,6 @@ def biases_at(groups, width):
 
 
 @routine
-def clear(part, size):
-    """Make the gradients of a part zero."""
-    for j in range(size):
-        part[j] = 0
-
-
-@routine
 def _collect_panel(total, F, U, p, groups, d_W, d_R, d_bias, width):
     """Bring a panel to the layout of the weights."""
     first = p * width
