@@ -102,7 +102,8 @@ class Work(NamedTuple):
     # Their factors, (groups of eight, samples, 8): inputs, states and, reset before,
     # r * h; inputs and states three times where each gate sees them differently.
     a: Any
-    e: Any  # (2 x steps_at_once, rows, 4, U) gradients of the sums, of steps
+    e: Any  # (2 x steps_at_once, rows, e_row) gradients of the sums, of steps
+    e_row: Any
     dh: Any  # (rows, V) gradient of the state
     d_output: Any  # (rows, V) gradient of the output that later masked steps repeat
     inner: Any  # (rows, V) products of a step: gradient of r * h, part of dh
@@ -132,6 +133,16 @@ def steps_at_once(rows, masked, per_gate):
 
 
 @routine
+def sums_row(U, width):
+    """Count the numbers between rows of the gradients (4, U) of a step's sums.
+
+    One vector more than they need: with 256 units, eight rows of a tile would lie in
+    the same sets of the first-level cache.
+    """
+    return 4 * U + width
+
+
+@routine
 def counts(a, slot, t):
     """Whether a step of a row is not masked."""
     return not a.masked or a.mask[row_of(a, slot) * a.mask_row + t * a.mask_step] != 0
@@ -146,11 +157,12 @@ def cut_memory(
     d = shared
     factor = at(d, V * capacity * 4)
     e = at(factor, factors * capacity * GROUP)
-    dh = at(e, 2 * at_once * rows * 4 * U)
+    e_row = sums_row(U, vector_lanes(a.x))
+    dh = at(e, 2 * at_once * rows * e_row)
     d_output = at(dh, rows * V)
     inner = at(d_output, rows * V)
     d_x = at(inner, rows * V)
     drops = at(d_x, at_once * rows * rounded_up(a.F, vector_lanes(a.x)))
     return Work(
-        V, rows, groups, s, d, factor, e, dh, d_output, inner, d_x, drops, gradient,
+        V, rows, groups, s, d, factor, e, e_row, dh, d_output, inner, d_x, drops, gradient,
     )  # fmt: skip

@@ -28,6 +28,7 @@ from numbagru.kernels.backward_arrays import (
     cut_memory,
     rounded_up,
     steps_at_once,
+    sums_row,
 )
 from numbagru.kernels.backward_products import (
     add_chunk,
@@ -198,7 +199,7 @@ def _block_of(reset_after, per_gate):
             # While some still read the gradients of steps others write the next ones.
             slots = 2 * at_once if words[TOGETHER] != 0 else at_once
             slot = step_number % slots
-            e = at(w.e, slot * total * 4 * U)
+            e = at(w.e, slot * total * w.e_row)
             if step_number >= start:
                 n = _enter_rows(a, w, own, b, n, total, t)
                 for i in range(n):
@@ -222,7 +223,7 @@ def _block_of(reset_after, per_gate):
                     add_to_dh(a, w, own, n, e, gates * U)
                     steps = slot % at_once + 1
                     if steps == at_once or t == 0:
-                        oldest = at(e, (1 - steps) * total * 4 * U)
+                        oldest = at(e, (1 - steps) * total * w.e_row)
                         input_gradient(a, w, own, oldest, b, n, t, steps)
                 samples += n
                 if samples + total > capacity or t == 0:
@@ -305,7 +306,7 @@ def _parts_of(reset_after, per_gate):
             total += (
                 V * capacity * 4 + factors * capacity * GROUP
                 + rows * 3 * V + drop_rows * V
-                + at_once * rows * (2 * 4 * U + rounded_up(F, width))
+                + at_once * rows * (2 * sums_row(U, width) + rounded_up(F, width))
             )  # fmt: skip
         work = np.empty(total, x.dtype)
         begin = aligned(pointer(work))

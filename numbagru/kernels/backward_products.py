@@ -54,7 +54,7 @@ def add_to_dh(a, w, own, n, e, K):
     U, V = a.U, w.V
     first, stop = share_of(own, V // width, 1)
     _add_rows(
-        n, first, stop, at(e, U), 4 * U, a.recurrent, 3 * U * width, K, w.dh, V, width,
+        n, first, stop, at(e, U), w.e_row, a.recurrent, 3 * U * width, K, w.dh, V, width,
         most,
     )  # fmt: skip
 
@@ -92,7 +92,7 @@ def multiply_recurrent(a, w, own, n, d, k, K):
     for i in range(n):
         clear(at(w.inner, i * V + first * width), (stop - first) * width)
     _add_rows(
-        n, first, stop, d, 4 * U, at(a.recurrent, k * width), 3 * U * width, K,
+        n, first, stop, d, w.e_row, at(a.recurrent, k * width), 3 * U * width, K,
         w.inner, V, width, most,
     )  # fmt: skip
 
@@ -112,7 +112,7 @@ def input_gradient(a, w, own, e, b, n, t, steps):
     for i in range(rows):
         clear(at(w.d_x, i * FV + start), (stop - first) * width)
     _add_rows(
-        rows, first, stop, e, 4 * U, a.kernel, 3 * U * width, 3 * U, w.d_x, FV, width,
+        rows, first, stop, e, w.e_row, a.kernel, 3 * U * width, 3 * U, w.d_x, FV, width,
         most,
     )  # fmt: skip
     for i in range(rows):
@@ -134,7 +134,7 @@ def input_gradient_per_gate(a, w, own, e, b, n, t):
         for i in range(n):
             clear(at(w.d_x, i * FV + start), (stop - first) * width)
         _add_rows(
-            n, first, stop, at(e, place * U), 4 * U, at(a.kernel, place * U * width),
+            n, first, stop, at(e, place * U), w.e_row, at(a.kernel, place * U * width),
             3 * U * width, U, w.d_x, FV, width, most,
         )  # fmt: skip
         for i in range(n):

@@ -155,7 +155,7 @@ def _emit_sum(a, w, e, gate, i, m, p, first, capacity, size):
         source = at(w.s, (D_HH + gate) * size + r * width)
         sample = (p * capacity + first + i + r) * 4 + gate
         copy_vector(at(w.d, sample * width), source)
-        target = at(e, ((i + r) * 4 + gate) * U + p * width)
+        target = at(e, (i + r) * w.e_row + gate * U + p * width)
         write_vector(target, source, width, U - p * width)
 
 
