@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 
 from benchmarks import tables
 from benchmarks.remote import machine, restrict, usable_cpus
-from numbagru.kernels.simd import vector_registers
+from numbagru.kernels.vector_ir import vector_registers
 from numbagru.scalar import fma_of
 
 INDEX = ir.IntType(64)

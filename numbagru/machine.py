@@ -12,7 +12,7 @@ from numba.core.registry import cpu_target
 
 import numbagru
 from numbagru import _jit
-from numbagru.kernels import plain_cpu, simd
+from numbagru.kernels import plain_cpu, vector_ir
 from numbagru.kernels.threads import get_num_threads
 
 # Of the many features that compilers know, those that decide how fast kernels are.
@@ -22,7 +22,7 @@ _FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512vl", "neon", "sve
 def describe() -> dict[str, str]:
     """Return a name and a line of text for each part."""
     _, cpu, features = cpu_target.target_context.codegen().magic_tuple()
-    vector_bytes, registers = simd.vector_registers()
+    vector_bytes, registers = vector_ir.vector_registers()
     known = [name for name in _FEATURES if f"+{name}" in features.split(",")]
     versions = (
         f"numbagru {numbagru.__version__}, numba {numba.__version__}, "

@@ -9,7 +9,7 @@ import numpy as np
 
 from numbagru.config import GRUConfig
 from numbagru.functional import Weights, gru, gru_vjp
-from numbagru.kernels.simd import vector_registers
+from numbagru.kernels.vector_ir import vector_registers
 
 SHAPES = [(1, 3, 2, 5), (3, 2, 1, 70), (20, 4, 9, 33)]
 # One reset mode per type: each of the four kernels compiles for seconds.

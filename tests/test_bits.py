@@ -24,7 +24,7 @@ from numbagru.functional import (
     gru_vjp,
     set_num_threads,
 )
-from numbagru.kernels.simd import registers_of
+from numbagru.kernels.vector_ir import registers_of
 
 VARIANTS = [(True, "float32"), (False, "float64")]
 

@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import types
 from numba.core.registry import cpu_target
 
-from numbagru.kernels import simd
+from numbagru.kernels import register_tiles, simd, vector_ir
 
 LINUX_ARM, MAC_ARM = "aarch64-unknown-linux-gnu", "arm64-apple-darwin"
 LINUX_X86 = "x86_64-unknown-linux-gnu"
@@ -85,7 +85,8 @@ def cpu(request, monkeypatch):
     """Let tiles be made for another CPU; gives its name, rows and `loops_of(tile)`."""
     triple, name, rows = request.param
     machine = machine_of(triple, name)
-    registers = simd.registers_of(machine)
+    registers = vector_ir.registers_of(machine)
+    monkeypatch.setattr(vector_ir, "vector_registers", lambda: registers)
     monkeypatch.setattr(simd, "vector_registers", lambda: registers)
     assert simd._most_rows() == rows
 
@@ -122,7 +123,9 @@ def check(loop, multiply_adds, real, spilled=0, pointers_on_stack=False):
 @pytest.mark.parametrize("candidate", [True, False])
 def test_step_tile(cpu, candidate, per_gate, real):
     name, rows, loops_of = cpu
-    inputs, states = loops_of(simd.step_tile(rows, 1, candidate, per_gate), real)
+    inputs, states = loops_of(
+        register_tiles.step_tile(rows, 1, candidate, per_gate), real
+    )
     # This model of LLVM has the loads of three weights side by side at any price: one
     # accumulator less in a register, away for less time than the others' sums take.
     spilled = 2 if name == "neoverse-n1" else 0
@@ -134,16 +137,18 @@ def test_step_tile(cpu, candidate, per_gate, real):
 @pytest.mark.parametrize("real", REALS, ids=str)
 def test_step_tile_of_one_row(cpu, real):
     _, _, loops_of = cpu
-    for loop in loops_of(simd.step_tile(1, simd.ALONE, True, False), real):
+    for loop in loops_of(register_tiles.step_tile(1, simd.ALONE, True, False), real):
         check(loop, 3 * simd.ALONE, real)
 
 
 @pytest.mark.parametrize("real", REALS, ids=str)
-@pytest.mark.parametrize("columns", [1, 3])
-def test_product_tile(cpu, columns, real):
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("columns", [1, 2, 3])
+def test_product_tile(cpu, columns, apart, real):
     _, rows, loops_of = cpu
-    (loop,) = loops_of(simd.product_tile(rows, columns), real)
-    check(loop, rows * columns, real)
+    (loop,) = loops_of(register_tiles.product_tile(rows, columns, apart), real)
+    # Addresses of eight rows and three columns: x86 keeps a stride in memory.
+    check(loop, rows * columns, real, pointers_on_stack=columns == 3)
 
 
 PROGRAM = """

@@ -10,7 +10,8 @@ Arrays of the forward kernels
     last     (B, U)       out: the last output
     state    (B, U)       out: the state after the last step
     saved    (B, T, 4, V) out, for backward: z, r, candidate and either the candidate's
-                          recurrent part or r * h; (0, 0, 0, 0) when not wanted. Gates
+                          recurrent part or r * h; (0, 0, 0, 0) when not wanted, or when
+                          backward computes them again from x and the states. Gates
                           whose derivative is written in the input are saved as sums.
     states   (B, T, V)    out, for backward: the state after each step
     x_drop   (3, B, F)    multipliers of x per gate; (0, 0, 0) for none
@@ -38,7 +39,9 @@ last step to the first, added in the order of the blocks. So no result depends o
 rows around it, on threads, on chunks of time or on the vector width.
 
 Where things are
-    simd, atomics, variant    what Numba lacks: tiles, shared words, bodies by type
+    vector_ir, simd, atomics  what Numba lacks: vectors, addresses, words of threads,
+    variant, record           bodies by type, tuples handed on by address
+    register_tiles            sums that stay in registers
     tiles, panels             tiles of any number of rows, and weights packed for them
     team, threads             several threads in a kernel, and where they come from
     memory                    what one call after the other works with

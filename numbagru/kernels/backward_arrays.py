@@ -164,5 +164,6 @@ def cut_memory(
     d_x = at(inner, rows * V)
     drops = at(d_x, at_once * rows * rounded_up(a.F, vector_lanes(a.x)))
     return Work(
-        V, rows, groups, s, d, factor, e, e_row, dh, d_output, inner, d_x, drops, gradient,
+        V, rows, groups, s, d, factor, e, e_row, dh, d_output, inner, d_x, drops,
+        gradient,
     )  # fmt: skip

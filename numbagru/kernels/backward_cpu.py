@@ -322,9 +322,20 @@ def _parts_of(reset_after, per_gate):
         k = 0 if together else next_item(words, -1)
         while start >= 0 and k < gradients.shape[0]:
             part = at(pointer(gradients), k * gradients.shape[1])
-            w = record(cut_memory(
-                a, s, shared, part, rows, at_once, capacity, groups, factors, drop_rows
-            ))
+            w = record(
+                cut_memory(
+                    a,
+                    s,
+                    shared,
+                    part,
+                    rows,
+                    at_once,
+                    capacity,
+                    groups,
+                    factors,
+                    drop_rows,
+                )
+            )
             if start == 0:
                 clear(part, gradients.shape[1])
             stop = min(a.B, (k + 1) * rows_per_part)

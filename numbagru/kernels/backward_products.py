@@ -54,8 +54,8 @@ def add_to_dh(a, w, own, n, e, K):
     U, V = a.U, w.V
     first, stop = share_of(own, V // width, 1)
     _add_rows(
-        n, first, stop, at(e, U), w.e_row, a.recurrent, 3 * U * width, K, w.dh, V, width,
-        most,
+        n, first, stop, at(e, U), w.e_row, a.recurrent, 3 * U * width, K, w.dh, V,
+        width, most,
     )  # fmt: skip
 
 

@@ -45,9 +45,7 @@ from numbagru.kernels.simd import (
     clear,
     copy,
     hold,
-    lanes,
     most_rows,
-    padded,
     pointer,
     tile_size,
     tile_size_of,
@@ -70,6 +68,7 @@ from numbagru.kernels.team import (
 )
 from numbagru.kernels.threads import NOBODY, WORD_ARRAY, run
 from numbagru.kernels.variant import variant
+from numbagru.kernels.vector_ir import lanes, padded
 
 
 @routine

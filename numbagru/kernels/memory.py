@@ -7,6 +7,7 @@ the 2.6 ms of the backward pass of 64 rows, one step and 256 units.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import deque
 from typing import Any
@@ -65,8 +66,6 @@ class _Loan(np.ndarray):
 
     def __del__(self) -> None:
         _spare.append(self.base)
-        while sum(block.size for block in tuple(_spare)) > _MOST_BYTES:
-            try:
+        with contextlib.suppress(IndexError):  # another thread was first
+            while sum(block.size for block in tuple(_spare)) > _MOST_BYTES:
                 _spare.popleft()
-            except IndexError:  # another thread was first
-                break

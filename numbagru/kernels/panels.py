@@ -20,8 +20,6 @@ from numbagru.kernels.simd import (
     clear,
     copy,
     hold,
-    lanes,
-    padded,
     pointer,
     transpose_block,
     vector_lanes,
@@ -29,6 +27,7 @@ from numbagru.kernels.simd import (
 from numbagru.kernels.team import next_item, sharing
 from numbagru.kernels.threads import WORD_ARRAY, run
 from numbagru.kernels.tiles import write_vector
+from numbagru.kernels.vector_ir import lanes, padded
 
 
 class Panels(NamedTuple):

@@ -6,7 +6,8 @@ import functools
 from typing import Any
 
 from numbagru._jit import routine, variant_routine
-from numbagru.kernels.simd import ALONE, copy, copy_vector, product_tile, step_tile
+from numbagru.kernels.register_tiles import product_tile, step_tile
+from numbagru.kernels.simd import ALONE, copy, copy_vector
 
 
 @routine
@@ -32,7 +33,7 @@ def write_vector(target, source, width, count):
 
 @functools.cache
 def step_sums(candidate: bool, per_gate: bool) -> Any:
-    """Make `simd.step_tile` for any number of rows up to 8."""
+    """Make `register_tiles.step_tile` for any number of rows up to 8."""
     t8, t4, t2, t1 = (step_tile(m, 1, candidate, per_gate) for m in (8, 4, 2, 1))
     alone = step_tile(1, ALONE, candidate, per_gate)
 
@@ -77,7 +78,7 @@ _apart3, _apart2, _apart1 = _product(3, True), _product(2, True), _product(1, Tr
 
 @routine
 def continue_sums(m, columns, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column):
-    """``c += a b`` for m rows and 3 or 1 vectors, as `simd.product_tile`."""
+    """``c += a b`` for m rows and 3 or 1 vectors, as `product_tile`."""
     if columns == 3:
         _onward3(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
     else:

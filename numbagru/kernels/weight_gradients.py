@@ -20,14 +20,13 @@ from numbagru.kernels.call import REAL, Results
 from numbagru.kernels.simd import (
     at,
     hold,
-    lanes,
-    padded,
     pointer,
     vector_lanes,
 )
 from numbagru.kernels.team import next_item, sharing
 from numbagru.kernels.threads import WORD_ARRAY, run
 from numbagru.kernels.tiles import write_vector
+from numbagru.kernels.vector_ir import lanes, padded
 
 # Numbers in all parts from which on a second thread pays.
 _PARALLEL_FROM = 200_000

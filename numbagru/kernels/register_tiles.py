@@ -1,0 +1,173 @@
+"""Register tiles as Numba intrinsics.
+
+A tile is a block of accumulators, rows x vectors, that stays in vector registers over
+the whole chain of fused multiply-adds. Every accumulator lane is one output element and
+takes its terms one after the other, so tile shape and vector width change no bit.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from numbagru.kernels.simd import tile_size_of
+from numbagru.kernels.vector_ir import INDEX, Emitter, lanes
+from numbagru.scalar import outlined
+
+
+@functools.cache
+def step_tile(rows: int, panels: int, candidate: bool, per_gate: bool) -> Any:
+    """Make the tile of one time step: sums of the three gates, for rows x panels.
+
+    ``tile(x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s)``: x and h are
+    `rows` rows apart by x_row and h_row; with `per_gate`, each gate has its own, apart
+    by x_gate and h_gate; w is a packed panel (kernels/panels.py), further panels
+    w_panel on; bias (panels, 4, lanes). Writes s in sections of (panels, rows, lanes),
+    `tile_size` apart: z, r, the candidate's input part and, when `candidate` is set,
+    its recurrent part.
+    """
+
+    @intrinsic
+    def tile(typingctx, x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s):
+        real = x.dtype
+        width = lanes(real)
+        n = types.intp
+        signature = types.void(x, n, n, n, x, n, n, n, x, n, x, x)
+
+        def codegen(context, builder, signature, args):
+            x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s = args
+            emit = Emitter(builder, real)
+            grid = [(p, m) for p in range(panels) for m in range(rows)]
+
+            def spot(gate, p, m):
+                return emit.move(s, gate * tile_size_of(real) + (p * rows + m) * width)
+
+            def bias_of(gate):
+                return [
+                    emit.load(emit.move(bias, (4 * p + gate) * width))
+                    for p in range(panels)
+                ]
+
+            def row_starts(base, stride, gate_stride, gates):
+                if not per_gate:
+                    starts = emit.row_starts(base, stride, rows)
+                    return [[start] * (gates * panels) for start in starts]
+                # Too many for registers: LLVM may derive one from the other.
+                gate_starts = [
+                    emit.move(base, emit.times(gate_stride, g)) for g in range(gates)
+                ]
+                return [
+                    [emit.move(start, emit.times(stride, m)) for start in gate_starts]
+                    * panels
+                    for m in range(rows)
+                ]
+
+            def columns(base, gates):
+                return [
+                    emit.move(base, emit.times(w_panel, p), g * width)
+                    for p in range(panels)
+                    for g in range(gates)
+                ]
+
+            one, three = INDEX(1), INDEX(3 * width)
+            biases = [bias_of(gate) for gate in range(3)]
+            start = [biases[g][p] for p in range(panels) for g in range(3)]
+            sums = emit.chain(
+                [start] * rows,
+                row_starts(x, x_row, x_gate, 3),
+                one,
+                columns(w, 3),
+                three,
+                F,
+            )
+            for p, m in grid:
+                emit.store(sums[m][3 * p + 2], spot(2, p, m))
+            gates = 3 if candidate else 2
+            last = bias_of(3) if candidate else None
+            sums = [
+                [
+                    last[p] if g == 2 else row[3 * p + g]
+                    for p in range(panels)
+                    for g in range(gates)
+                ]
+                for row in sums
+            ]
+            recurrent = emit.move(w, builder.mul(F, three))
+            sums = emit.chain(
+                sums,
+                row_starts(h, h_row, h_gate, gates),
+                one,
+                columns(recurrent, gates),
+                three,
+                U,
+            )
+            for p, m in grid:
+                for g in range(gates):
+                    section = 3 if g == 2 else g
+                    emit.store(sums[m][gates * p + g], spot(section, p, m))
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return tile
+
+
+@functools.cache
+def product_tile(rows: int, columns: int, apart: bool) -> Any:
+    """Make the tile of a product: ``c += a b`` for rows x vectors.
+
+    ``tile(a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)``:
+    ``c[m c_row + n c_column] += sum_k a[m a_row + k a_k] b[k b_k + n b_column]``, a
+    vector of lanes for each of the `columns` n. The sum goes on from c, or is summed up
+    `apart` from zero and then added.
+    """
+
+    @intrinsic
+    def tile(typingctx, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column):
+        real = a.dtype
+        n = types.intp
+        signature = types.void(a, n, n, a, n, n, n, a, n, n)
+
+        def emit_body(builder, args):
+            a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column = args
+            emit = Emitter(builder, real)
+
+            def spots(base, row):
+                start = emit.move(base, emit.times(c_row, row))
+                return [
+                    emit.move(start, emit.times(c_column, n)) for n in range(columns)
+                ]
+
+            targets = [spots(c, m) for m in range(rows)]
+            zero = ir.Constant(emit.vector, None)
+            sums = emit.chain(
+                [
+                    [zero if apart else emit.load(spot) for spot in row]
+                    for row in targets
+                ],
+                [[start] * columns for start in emit.row_starts(a, a_row, rows)],
+                a_k,
+                [emit.move(b, emit.times(b_column, n)) for n in range(columns)],
+                b_k,
+                K,
+            )
+            for row, values in zip(targets, sums, strict=True):
+                for spot, value in zip(row, values, strict=True):
+                    if apart:
+                        value = builder.fadd(emit.load(spot), value)
+                    emit.store(value, spot)
+
+        # A backward kernel calls each tile from several places: one function for all.
+        def codegen(context, builder, signature, args):
+            name = f"numbagru.product.{rows}x{columns}.{apart}.{real}x{lanes(real)}"
+            kinds = [arg.type for arg in args]
+            builder.call(outlined(builder.module, name, kinds, emit_body), args)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return tile

@@ -1,0 +1,53 @@
+"""Packed weights against NumPy, around whole vectors, on one thread and on two."""
+
+import numpy as np
+import pytest
+
+from numbagru.kernels import panels
+from numbagru.kernels.call import REAL
+from numbagru.kernels.vector_ir import lanes, padded
+
+SIZES = [(0, 1), (1, 1), (3, 5), (8, 16), (16, 17), (33, 32), (5, 48), (200, 130)]
+
+
+def weights(F, U, dtype):
+    rng = np.random.default_rng(F + U)
+    return [rng.standard_normal((n, 3 * U)).astype(dtype) for n in (F, U)]
+
+
+def in_vectors(matrix, width):
+    """Bring (rows, columns) to (vectors of columns, rows, lanes), zeros at the end."""
+    rows, columns = matrix.shape
+    wide = np.zeros((rows, padded(columns, width)), matrix.dtype)
+    wide[:, :columns] = matrix
+    return wide.reshape(rows, -1, width).swapaxes(0, 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("biases", [0, 1, 2])
+@pytest.mark.parametrize(("F", "U"), SIZES)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_panels(F, U, biases, threads, dtype):
+    W, R = weights(F, U, dtype)
+    bias = np.arange(biases * 3 * U, dtype=dtype)
+    width = lanes(REAL[W.dtype])
+    packed = panels.pack(W, R, bias, threads)
+    gates = [in_vectors(np.vstack([W, R])[:, g * U :][:, :U], width) for g in range(3)]
+    np.testing.assert_array_equal(packed.weights, np.stack(gates, 2).reshape(-1))
+    b = np.zeros((2, 3, U), dtype)
+    b[:biases] = bias.reshape(biases, 3, U)
+    starts = np.stack([b[0, 0] + b[1, 0], b[0, 1] + b[1, 1], b[0, 2], b[1, 2]])
+    np.testing.assert_array_equal(packed.bias, in_vectors(starts, width).reshape(-1))
+    np.testing.assert_array_equal(panels.sum_bias(REAL[W.dtype], bias, U), starts)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("F", "U"), SIZES)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_transposed_panels(F, U, threads, dtype):
+    W, R = weights(F, U, dtype)
+    width = lanes(REAL[W.dtype])
+    packed = panels.pack_transposed(W, R, threads)
+    candidate_first = np.hstack([W[:, 2 * U :], W[:, : 2 * U]])
+    for found, matrix in zip(packed, (candidate_first, R), strict=True):
+        np.testing.assert_array_equal(found, in_vectors(matrix.T, width).reshape(-1))
