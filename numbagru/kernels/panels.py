@@ -67,7 +67,7 @@ def _sum_bias(bias, sums):
         if bias.size == 0:
             clear(target, U)
         else:
-            _start(pointer(bias), bias.size == 6 * U, U, g, U - U, U, target)
+            _start(pointer(bias), bias.size == 6 * U, U, g, np.intp(0), U, target)
     hold(bias)
     hold(sums)
 
