@@ -32,9 +32,8 @@ __all__ = [
 # more parts than this, nor more memory for them.
 _MOST_PARTS = 64
 _PART_BYTES = 32 * 2**20
-# Of the sums z, r, candidate's input and recurrent part, those that each row of a bias
-# (2, 3 U) goes into.
-_TWO_BIASES = np.array([0, 1, 2, 0, 1, 3])
+# So many samples (rows x steps) to a part, where that leaves so many parts.
+_FEWEST_SAMPLES, _FEWEST_PARTS = 64, 16
 
 
 class Gradients(NamedTuple):
@@ -76,13 +75,14 @@ class Weights:
         self.reset_after = reset_after
         self._prepared: tuple[Any, Callable[..., Any]] | None = None
         self._fits: Any = None  # the config that was checked last
-        self._panels: panels.Panels | None = None
-        self._transposed: panels.TransposedPanels | None = None
+        # Packed for the forward pass alone, and for both; then the other is dropped.
+        self._packed: np.ndarray | None = None
+        self._packed_both: np.ndarray | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made again on demand."""
         kept = ("kernel", "recurrent_kernel", "bias", "reset_after")
-        made_again = dict.fromkeys(("_prepared", "_fits", "_panels", "_transposed"))
+        made_again = dict.fromkeys(("_prepared", "_fits", "_packed", "_packed_both"))
         return {**{name: self.__dict__[name] for name in kept}, **made_again}
 
     @cached_property
@@ -98,21 +98,27 @@ class Weights:
             return operands.nothing(1, self.kernel.dtype)
         return self.bias.reshape(-1)
 
-    def packed(self, training: bool, threads: int) -> tuple[Any, Any]:
+    def packed(self, training: bool, threads: int) -> np.ndarray:
         """Give what tiles take, for the forward and, if `training`, the backward pass.
 
-        It is packed at the first request, on at most `threads` threads.
+        It is packed (kernels/panels.py) at the first request, on at most `threads`
+        threads.
         """
-        W, R = self.kernel, self.recurrent_kernel
-        if self._panels is None:
-            self._panels = panels.pack(W, R, self._flat_bias, threads)
-        if training and self._transposed is None:
-            self._transposed = panels.pack_transposed(W, R, threads)
-        return self._panels, self._transposed
+        found = self._packed_both
+        if found is None and not training:
+            found = self._packed
+        if found is None:
+            W, R, bias = self.kernel, self.recurrent_kernel, self._flat_bias
+            found = panels.pack(W, R, bias, training, threads)
+            if training:
+                self._packed, self._packed_both = None, found
+            else:
+                self._packed = found
+        return found
 
     def inference(self, config: Any) -> Inference | None:
         """Prepare calls with a config; None where the general call is needed."""
-        family = _family(*_problem(config))
+        family = _family(config)
         self.check(config)
         plain = not (config.go_backwards or config.time_major)
         ours = family.forward is forward_cpu.forward
@@ -160,7 +166,8 @@ class Inference:
             config.recurrent_activation,
             config.reset_after,
             REAL[self.dtype],
-            weights.packed(False, threads_of(config))[0],
+            weights.packed(False, threads_of(config)),
+            config.units,
             lambda: threads_of(config),
         )
         self.no_sequence = np.empty((0, 0, 0), self.dtype)
@@ -259,54 +266,44 @@ def _call(
         x = np.ascontiguousarray(x * factor)
     if config.go_backwards:
         x, mask = x[:, ::-1], mask[:, ::-1]
-    call = Call(
-        activation=config.activation,
-        recurrent_activation=config.recurrent_activation,
-        reset_after=config.reset_after,
-        x=x,
-        h0=h0,
-        mask=mask,
-        weights=weights,
-        x_drop=x_drop,
-        h_drop=h_drop,
-        zero_output=bool(config.zero_output_for_mask),
-        first_is_state=config.masked_output == "state",
-    )
-    return call, factor
+    return Call(config, x, h0, mask, weights, x_drop, h_drop), factor
 
 
-def _problem(config: Any) -> tuple[Any, ...]:
-    """Give the fields of a `dispatch.Problem`."""
+def _problem(config: Any) -> dispatch.Problem:
     if config.device == "cuda":
         raise RuntimeError(
             "device='cuda' was requested, but this version has kernels for the CPU "
             "only. Pass device='auto' or device='cpu'."
         )
     activations = config.activation, config.recurrent_activation
-    return activations, config.use_cudnn is not False
+    return dispatch.Problem(activations, config.use_cudnn is not False)
 
 
 @lru_cache
-def _family(*problem: Any) -> dispatch.Row:
-    return dispatch.select(dispatch.Problem(*problem))
+def _family(config: Any) -> dispatch.Row:
+    return dispatch.select(_problem(config))
 
 
 _NOTHING_SAVED = (0, 0, 0, 0), (0, 0, 0)
 
 
-def _outputs(config: Any, call: Call, saved: Any = _NOTHING_SAVED) -> Outputs:
+def _outputs(call: Call, saved: Any = _NOTHING_SAVED) -> Outputs:
     """Allocate outputs, and `saved` shapes of gates and states for backward."""
+    config = call.config
     B, T, _ = call.x.shape
     U, dtype = config.units, call.x.dtype
     y = operands.nothing(3, dtype)
-    if config.return_sequences:
-        y = np.empty((T, B, U) if config.time_major else (B, T, U), dtype)
+    if config.time_major and config.return_sequences:
+        y = np.empty((T, B, U), dtype).transpose(1, 0, 2)
+    elif config.return_sequences:
+        y = np.empty((B, T, U), dtype)
+    last = state = np.empty((B, U), dtype)
+    # Without a mask the last output is the state.
+    if call.mask.size > 0 or (config.return_state and not config.return_sequences):
+        state = np.empty((B, U), dtype)
+    gates, states = saved
     return Outputs(
-        y=y.transpose(1, 0, 2) if config.time_major else y,
-        last=np.empty((B, U), dtype),
-        state=np.empty((B, U), dtype),
-        saved=memory.empty(saved[0], dtype),
-        states=memory.empty(saved[1], dtype),
+        y, last, state, memory.empty(gates, dtype), memory.empty(states, dtype)
     )
 
 
@@ -363,8 +360,8 @@ def gru(
     call, _ = _call(
         config, weights, x, initial_state, mask, input_dropout, recurrent_dropout
     )
-    family = _family(*_problem(config))
-    out = _outputs(config, call)
+    family = _family(config)
+    out = _outputs(call)
     family.forward(call, out, threads_of(config))
     return _public(config, out)
 
@@ -394,8 +391,8 @@ def gru_vjp(
     )
     for activation in (config.activation, config.recurrent_activation):
         _ = activation.backward_argument
-    family = _family(*_problem(config))
-    out = _outputs(config, call, family.saved_shapes(call))
+    family = _family(config)
+    out = _outputs(call, family.saved_shapes(call))
     family.forward(call, out, threads_of(config))
 
     def pullback(
@@ -406,19 +403,20 @@ def gru_vjp(
                 config, call.x.shape, call.x.dtype, d_outputs, d_last_output, d_state
             )
         )
-        return _backward(config, family, call, given, out, factor)
+        return _backward(family, call, given, out, factor)
 
     return _public(config, out), pullback
 
 
 @lru_cache
-def rows_per_part(B: int, F: int, U: int, itemsize: int) -> int:
+def rows_per_part(B: int, T: int, F: int, U: int, itemsize: int) -> int:
     """Rows whose weight gradients are one partial sum: a function of shapes alone.
 
     Eight rows fill a tile; wide layers take more, because every part reads all the
     weights; some rows are split in two so that two threads have work. The rows of one
     tile stay together where threads can share its units (8 rows of 256 units: 2.6 ms
-    for 50 steps on two threads, 3.5 in two parts; of 64 units 0.63 against 0.45).
+    for 50 steps on two threads, 3.5 in two parts; of 64 units 0.63 against 0.45). A
+    part of few steps takes more rows: adding up the parts is most of the work there.
     """
     together = 8 if U >= 128 else 2
     if together >= B:
@@ -429,46 +427,37 @@ def rows_per_part(B: int, F: int, U: int, itemsize: int) -> int:
     bytes_each = (F + U) * 3 * U * itemsize
     parts = max(2, min(_MOST_PARTS, _PART_BYTES // max(1, bytes_each)))
     rows = max(least, math.ceil(B / parts))
+    if T > 0:
+        rows = max(rows, min(_FEWEST_SAMPLES // T, B // _FEWEST_PARTS))
     return rows if rows < 8 else math.ceil(rows / 8) * 8
 
 
 def _backward(
-    config: Any,
-    family: Any,
-    call: Call,
-    given: Cotangents,
-    out: Outputs,
-    factor: Any,
+    family: Any, call: Call, given: Cotangents, out: Outputs, factor: Any
 ) -> Gradients:
-    B, T, F = call.x.shape
-    U, dtype = config.units, call.x.dtype
-    rows = rows_per_part(B, F, U, call.x.itemsize)
-    d_x = np.empty((T, B, F) if config.time_major else (B, T, F), dtype)
+    config = call.config
+    (B, T, F), dtype = call.x.shape, call.x.dtype
+    U, empty = config.units, np.empty
+    d_x = empty((T, B, F) if config.time_major else (B, T, F), dtype)
     d_x_rows = d_x.transpose(1, 0, 2) if config.time_major else d_x
+    biases = (6 if config.reset_after else 3) if config.use_bias else 0
     results = Results(
-        x=d_x_rows[:, ::-1] if config.go_backwards else d_x_rows,
-        h0=np.empty((B, U), dtype),
-        W=np.empty((F, 3, U), dtype),
-        R=np.empty((U, 3, U), dtype),
-        bias=np.empty((4, U), dtype),
+        d_x_rows[:, ::-1] if config.go_backwards else d_x_rows,
+        empty((B, U), dtype),
+        empty((F, 3 * U), dtype),
+        empty((U, 3 * U), dtype),
+        empty(biases * U, dtype),
     )
+    rows = rows_per_part(B, T, F, U, dtype.itemsize)
     family.backward(call, given, out, rows, results, threads_of(config))
     if factor is not None:
         d_x_rows *= factor
-    bias, d_bias = results.bias, None
-    if config.use_bias and config.reset_after:
-        d_bias = bias.take(_TWO_BIASES, 0).reshape(2, 3 * U)
-    elif config.use_bias:
-        d_bias = bias[:3].reshape(3 * U)
+    bias = results.bias.reshape(2, 3 * U) if biases == 6 else results.bias
     return Gradients(
-        inputs=d_x,
-        initial_state=results.h0,
-        kernel=results.W.reshape(F, 3 * U),
-        recurrent_kernel=results.R.reshape(U, 3 * U),
-        bias=d_bias,
+        d_x, results.h0, results.W, results.R, bias if config.use_bias else None
     )
 
 
 def explain(config: Any) -> str:
     """Say which kernel `gru` takes and, for each faster one, what rules it out."""
-    return dispatch.explain(dispatch.Problem(*_problem(config)))
+    return dispatch.explain(_problem(config))

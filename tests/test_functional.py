@@ -371,8 +371,9 @@ def test_explain():
 @pytest.mark.parametrize("itemsize", [4, 8])
 @pytest.mark.parametrize("units", [1, 64, 256, 4096])
 @pytest.mark.parametrize("rows", [0, 1, 2, 5, 17, 100, 10_000])
-def test_parts_of_rows_fill_tiles_and_stay_small(rows, units, itemsize):
-    per_part = rows_per_part(rows, 10, units, itemsize)
+@pytest.mark.parametrize("steps", [0, 1, 2, 1000])
+def test_parts_of_rows_fill_tiles_and_stay_small(rows, steps, units, itemsize):
+    per_part = rows_per_part(rows, steps, 10, units, itemsize)
     parts = -(-rows // per_part)
     assert per_part >= 1
     assert per_part < 8 or per_part % 8 == 0

@@ -27,27 +27,19 @@ def in_vectors(matrix, width):
 @pytest.mark.parametrize("biases", [0, 1, 2])
 @pytest.mark.parametrize(("F", "U"), SIZES)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_panels(F, U, biases, threads, dtype):
+def test_packed_weights(F, U, biases, threads, dtype):
     W, R = weights(F, U, dtype)
     bias = np.arange(biases * 3 * U, dtype=dtype)
     width = lanes(REAL[W.dtype])
-    packed = panels.pack(W, R, bias, threads)
     gates = [in_vectors(np.vstack([W, R])[:, g * U :][:, :U], width) for g in range(3)]
-    np.testing.assert_array_equal(packed.weights, np.stack(gates, 2).reshape(-1))
     b = np.zeros((2, 3, U), dtype)
     b[:biases] = bias.reshape(biases, 3, U)
     starts = np.stack([b[0, 0] + b[1, 0], b[0, 1] + b[1, 1], b[0, 2], b[1, 2]])
-    np.testing.assert_array_equal(packed.bias, in_vectors(starts, width).reshape(-1))
-    np.testing.assert_array_equal(panels.sum_bias(REAL[W.dtype], bias, U), starts)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("F", "U"), SIZES)
-@pytest.mark.parametrize("threads", [1, 2])
-def test_transposed_panels(F, U, threads, dtype):
-    W, R = weights(F, U, dtype)
-    width = lanes(REAL[W.dtype])
-    packed = panels.pack_transposed(W, R, threads)
+    forward = [np.stack(gates, 2), in_vectors(starts, width)]
     candidate_first = np.hstack([W[:, 2 * U :], W[:, : 2 * U]])
-    for found, matrix in zip(packed, (candidate_first, R), strict=True):
-        np.testing.assert_array_equal(found, in_vectors(matrix.T, width).reshape(-1))
+    backward = [in_vectors(matrix.T, width) for matrix in (candidate_first, R)]
+    for both, parts in ((False, forward), (True, forward + backward)):
+        packed = panels.pack(W, R, bias, both, threads)
+        expected = np.concatenate([part.reshape(-1) for part in parts])
+        np.testing.assert_array_equal(packed, expected)
+    np.testing.assert_array_equal(panels.sum_bias(REAL[W.dtype], bias, U), starts)

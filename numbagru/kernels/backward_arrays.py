@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from numbagru._jit import routine, section
 from numbagru.kernels.forward_arrays import row_of
+from numbagru.kernels.panels import places
 from numbagru.kernels.simd import (
     at,
     pointer,
@@ -67,17 +68,17 @@ class Arrays(NamedTuple):
 def arrays(data):
     """Take apart what a backward kernel is given."""
     (
-        _, _, _, _, _, x, h0, mask, order, ends, panels, bias, kernel, recurrent,
-        x_drop, h_drop, zero_output, first_is_state, d_y, d_last, d_state, saved,
-        states, d_x, d_h0, _,
+        _, _, _, _, _, x, h0, mask, order, ends, packed, x_drop, h_drop, zero_output,
+        first_is_state, d_y, d_last, d_state, saved, states, d_x, d_h0, _, _, _, _,
     ) = data  # fmt: skip
-    size = x.itemsize
+    size, weights = x.itemsize, pointer(packed)
+    bias, kernel, recurrent, _ = places(x.shape[2], h0.shape[1], vector_lanes(x))
     return Arrays(
         x.shape[0], x.shape[1], x.shape[2], h0.shape[1],
         pointer(x), x.strides[0] // size, x.strides[1] // size, pointer(h0),
         pointer(mask), mask.strides[0], mask.strides[1], mask.size > 0,
-        pointer(order), pointer(ends), pointer(panels), pointer(bias),
-        pointer(kernel), pointer(recurrent),
+        pointer(order), pointer(ends), weights, at(weights, bias),
+        at(weights, kernel), at(weights, recurrent),
         pointer(x_drop), x_drop.size > 0, pointer(h_drop), h_drop.size > 0,
         zero_output, first_is_state,
         pointer(d_y), d_y.strides[0] // size, d_y.strides[1] // size, d_y.size > 0,
@@ -109,14 +110,33 @@ class Work(NamedTuple):
     inner: Any  # (rows, V) products of a step: gradient of r * h, part of dh
     d_x: Any  # (steps_at_once, rows, F padded)
     drops: Any  # (3, rows, V) multipliers of the states
-    gradient: Any  # (P, 8 groups, 3, lanes) of the weights, of a part, and after each
-    # panel (4, lanes) of the biases: weight_gradients.py
+    # Gradients of the weights: into those of the call where there is one part of whole
+    # vectors of units (256 units: one step back and all copies of one row take 60 % of
+    # the time), else packed, a part as in weight_gradients.py.
+    direct: Any
+    d_W: Any
+    d_R: Any
+    gradient: Any
+    bias: Any  # (4, lanes) of a panel, bias_panel apart
+    bias_panel: Any
 
 
 @routine
 def rounded_up(count, step):
     """Round up to a multiple of `step`."""
     return (count + step - 1) // step * step
+
+
+@routine
+def panel_size(groups, width):
+    """Count the numbers of a panel with so many groups of eight inputs and states."""
+    return (groups * GROUP * 3 + 4) * width
+
+
+@routine
+def biases_at(groups, width):
+    """Where the biases of a panel start."""
+    return panel_size(groups, width) - 4 * width
 
 
 # Few rows have the gradients of their inputs multiplied for so many steps at once: a
@@ -150,8 +170,9 @@ def counts(a, slot, t):
 
 @section
 def cut_memory(
-    a, s, shared, gradient, rows, at_once, capacity, groups, factors, drop_rows
-):
+    a, s, shared, d_W, d_R, part, direct, rows, at_once, capacity, groups, factors,
+    drop_rows,
+):  # fmt: skip
     """Cut the memory that the threads of a part share."""
     U, V = a.U, rounded_up(a.U, vector_lanes(a.x))
     d = shared
@@ -163,7 +184,11 @@ def cut_memory(
     inner = at(d_output, rows * V)
     d_x = at(inner, rows * V)
     drops = at(d_x, at_once * rows * rounded_up(a.F, vector_lanes(a.x)))
+    width = vector_lanes(a.x)
+    bias, bias_panel = at(drops, drop_rows * V), 4 * width
+    if not direct:
+        bias, bias_panel = at(part, biases_at(groups, width)), panel_size(groups, width)
     return Work(
         V, rows, groups, s, d, factor, e, e_row, dh, d_output, inner, d_x, drops,
-        gradient,
+        direct, d_W, d_R, part, bias, bias_panel,
     )  # fmt: skip

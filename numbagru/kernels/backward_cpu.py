@@ -44,6 +44,7 @@ from numbagru.kernels.backward_step import (
     pack_inputs_per_gate,
 )
 from numbagru.kernels.call import (
+    REAL,
     Call,
     Cotangents,
     Outputs,
@@ -80,7 +81,8 @@ from numbagru.kernels.team import (
     turn,
 )
 from numbagru.kernels.threads import WORD_ARRAY, run
-from numbagru.kernels.weight_gradients import collect, make_parts
+from numbagru.kernels.vector_ir import lanes
+from numbagru.kernels.weight_gradients import collect, give_biases, make_parts
 
 # A chunk's samples fit into half of a 1 MiB second-level cache, within these bounds: of
 # wide layers 256, since all gradients are fetched from further away once per chunk.
@@ -164,15 +166,18 @@ def _enter_rows(a, w, own, b, n, total, t):
 
 
 @routine
-def _samples_before(a, b, total, capacity, step_number):
-    """Count what a chunk has before a step, as the loop of a block does."""
-    n, samples = 0, 0
+def _before(a, b, total, capacity, step_number):
+    """Count what a chunk has before a step, as the loop of a block does.
+
+    And say whether there were chunks before that one.
+    """
+    n, samples, onward = 0, 0, False
     for step in range(step_number):
         n = _going_at(a, b, n, total, a.T - 1 - step)
         samples += n
         if samples + total > capacity:
-            samples = 0
-    return samples
+            samples, onward = 0, True
+    return samples, onward
 
 
 def _block_of(reset_after, per_gate):
@@ -182,7 +187,8 @@ def _block_of(reset_after, per_gate):
 
     @section
     def block(
-        a, w, act, rec, d_act, d_rec, words, own, b, total, at_once, capacity, start
+        a, w, act, rec, d_act, d_rec, words, own, b, total, at_once, capacity, start,
+        onward,
     ):  # fmt: skip
         T, U = a.T, a.U
         if start == 0:
@@ -192,7 +198,8 @@ def _block_of(reset_after, per_gate):
         # Who enters late begins after the gates of a step.
         step_number = max(0, start - 1)
         n = _going_at(a, b, 0, total, T - step_number) if start > 0 else 0
-        samples = _samples_before(a, b, total, capacity, step_number)
+        samples, chunks = _before(a, b, total, capacity, step_number)
+        onward = onward or chunks
         stays = True
         while stays and step_number < T:
             t = T - 1 - step_number
@@ -227,8 +234,10 @@ def _block_of(reset_after, per_gate):
                         input_gradient(a, w, own, oldest, b, n, t, steps)
                 samples += n
                 if samples + total > capacity or t == 0:
-                    add_chunk(a, w, own, reset_after, per_gate, capacity, samples)
-                    samples = 0
+                    add_chunk(
+                        a, w, own, reset_after, per_gate, capacity, samples, onward
+                    )  # fmt: skip
+                    samples, onward = 0, True
                     meet(words, own)
             step_number += 1
         if stays:
@@ -285,7 +294,8 @@ def _parts_of(reset_after, per_gate):
     def parts(words, helper, data):
         widest_vectors()
         rows_per_part, act, rec, d_act, d_rec, x = data[:6]
-        gradients = data[-1]
+        d_W, d_R, d_bias, gradients = data[-4:]
+        direct = gradients.size == 0
         a = record(arrays(data))
         width = vector_lanes(a.x)
         F, U = a.F, a.U
@@ -307,9 +317,10 @@ def _parts_of(reset_after, per_gate):
                 V * capacity * 4 + factors * capacity * GROUP
                 + rows * 3 * V + drop_rows * V
                 + at_once * rows * (2 * sums_row(U, width) + rounded_up(F, width))
+                + 4 * V
             )  # fmt: skip
-        work = np.empty(total, x.dtype)
-        begin = aligned(pointer(work))
+        memory = np.empty(total, x.dtype)
+        begin = aligned(pointer(memory))
         own = words_at(address_of(begin))
         s = at(begin, OWN)
         clear(s, private - OWN_ALIGNED)
@@ -322,33 +333,29 @@ def _parts_of(reset_after, per_gate):
         k = 0 if together else next_item(words, -1)
         while start >= 0 and k < gradients.shape[0]:
             part = at(pointer(gradients), k * gradients.shape[1])
-            w = record(
-                cut_memory(
-                    a,
-                    s,
-                    shared,
-                    part,
-                    rows,
-                    at_once,
-                    capacity,
-                    groups,
-                    factors,
-                    drop_rows,
-                )
-            )
-            if start == 0:
+            work = cut_memory(
+                a, s, shared, pointer(d_W), pointer(d_R), part, direct, rows, at_once,
+                capacity, groups, factors, drop_rows,
+            )  # fmt: skip
+            w = record(work)
+            first, stop = k * rows_per_part, min(a.B, (k + 1) * rows_per_part)
+            if a.T == 0 or first == stop:
                 clear(part, gradients.shape[1])
-            stop = min(a.B, (k + 1) * rows_per_part)
-            for b in range(k * rows_per_part, stop, rows):
+            for b in range(first, stop, rows):
                 n = min(rows, stop - b)
                 block(
                     a, w, act, rec, d_act, d_rec, words, own, b, n, at_once, capacity,
-                    start,
+                    start, b > first,
                 )  # fmt: skip
+            if direct and is_first(own):
+                give_biases(w.bias, d_bias, U, width)
             k = gradients.shape[0] if together else next_item(words, k)
         leave(words, helper, own)
-        hold(work)
+        hold(memory)
         hold(gradients)
+        hold(d_W)
+        hold(d_R)
+        hold(d_bias)
 
     return parts
 
@@ -361,15 +368,15 @@ _run_backward = sharing(_BACKWARD)
 
 
 def backward_kernel(
-    variant, act, rec, d_act, d_rec, x, h0, mask, order, ends, panels, bias, kernel,
-    recurrent, x_drop, h_drop, zero_output, first_is_state, d_y, d_last, d_state, saved,
-    states, rows_per_part, d_x, d_h0, gradients, words,
+    variant, act, rec, d_act, d_rec, x, h0, mask, order, ends, packed, x_drop, h_drop,
+    zero_output, first_is_state, d_y, d_last, d_state, saved, states, rows_per_part,
+    d_x, d_h0, d_W, d_R, d_bias, gradients, words,
 ):  # fmt: skip
     """Run all parts."""
     data = (
-        rows_per_part, act, rec, d_act, d_rec, x, h0, mask, order, ends, panels, bias,
-        kernel, recurrent, x_drop, h_drop, zero_output, first_is_state, d_y, d_last,
-        d_state, saved, states, d_x, d_h0, gradients,
+        rows_per_part, act, rec, d_act, d_rec, x, h0, mask, order, ends, packed, x_drop,
+        h_drop, zero_output, first_is_state, d_y, d_last, d_state, saved, states, d_x,
+        d_h0, d_W, d_R, d_bias, gradients,
     )  # fmt: skip
     _run_backward(variant, pointer(words), data)
 
@@ -381,13 +388,15 @@ def _signature(variant, real, act, rec, d_act, d_rec):
     flag, mask = types.boolean, types.Array(types.uint8, 2, "A")
     return (
         variant, act, rec, d_act, d_rec, array(3, "A"), array(2), mask, WORD_ARRAY,
-        WORD_ARRAY, array(1), array(1), array(1), array(1), array(3), array(3), flag,
-        flag, array(3, "A"), array(2), array(2), array(4), array(3), types.intp,
-        array(3, "A"), array(2), array(2), WORD_ARRAY,
+        WORD_ARRAY, array(1), array(3), array(3), flag, flag, array(3, "A"), array(2),
+        array(2), array(4), array(3), types.intp, array(3, "A"), array(2), array(2),
+        array(2), array(1), array(2), WORD_ARRAY,
     )  # fmt: skip
 
 
 BACKWARD = Kernel(backward_kernel, _signature)
+
+_NO_PARTS = {dtype: np.empty((1, 0), dtype) for dtype in REAL}
 
 
 def backward(
@@ -399,20 +408,19 @@ def backward(
     most: int,
 ) -> None:
     """Run the backward kernel on at most `most` threads."""
-    entry, first = bound(
-        BACKWARD, call.activation, call.recurrent_activation, call.x.dtype,
-        (call.reset_after, call.per_gate), True,
-    )  # fmt: skip
-    B, T, F = call.x.shape
-    U = call.h0.shape[1]
+    entry, first = bound(BACKWARD, call.config, call.per_gate, slopes=True)
+    (B, T, F), U = call.x.shape, call.h0.shape[1]
     count = max(1, -(-B // rows_per_part))  # no rows: gradients of zero
-    panels, transposed = call.weights.packed(True, most)
-    gradients = make_parts(count, F, U, call.x.dtype)
+    packed = call.weights.packed(True, most)
+    whole = U % lanes(REAL[call.x.dtype]) == 0
+    direct = whole and count == 1 and B > 0 and T > 0
+    gradients = _NO_PARTS[call.x.dtype]
+    if not direct:
+        gradients = make_parts(count, F, U, call.x.dtype)
     arguments = (
         *first, call.x, call.h0, call.mask, *rows_by_end(call.mask),
-        *panels, *transposed, call.x_drop, call.h_drop, call.zero_output,
-        call.first_is_state, *given, out.saved, out.states,
-        rows_per_part, results.x, results.h0, gradients,
+        packed, call.x_drop, call.h_drop, *call.switches, *given,
+        out.saved, out.states, rows_per_part, *results, gradients,
     )  # fmt: skip
     products = B * U * (F + U)
     together = count == 1 and T > 1 and products >= _TOGETHER_FROM
@@ -420,4 +428,5 @@ def backward(
     if not together:
         threads = min(most, count) if T * products >= _PARALLEL_FROM else 1
     run(entry, arguments, threads, together)
-    collect(gradients, results, most)
+    if not direct:
+        collect(gradients, results, most)

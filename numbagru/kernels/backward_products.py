@@ -5,6 +5,7 @@ from __future__ import annotations
 from numbagru._jit import routine, section
 from numbagru.kernels.backward_arrays import (
     GROUP,
+    panel_size,
     rounded_up,
 )
 from numbagru.kernels.forward_arrays import row_of
@@ -19,7 +20,6 @@ from numbagru.kernels.team import (
     share_of,
 )
 from numbagru.kernels.tiles import add_sums, continue_sums, tile_rows
-from numbagru.kernels.weight_gradients import biases_at, panel_size
 
 
 @routine
@@ -150,7 +150,7 @@ def input_gradient_per_gate(a, w, own, e, b, n, t):
 
 @routine
 def _add_group(
-    a, w, p, gate, columns, group, place, column, capacity, start, samples
+    a, w, p, gate, columns, group, place, column, capacity, start, samples, onward
 ):  # fmt: skip
     """Add samples of a chunk to the gradients of eight inputs of a panel.
 
@@ -159,16 +159,35 @@ def _add_group(
     width, most = vector_lanes(a.x), most_rows(a.x)
     factors = at(w.a, (group * capacity + start) * GROUP)
     sums = at(w.d, ((p * capacity + start) * 4 + gate) * width)
-    spot = p * panel_size(w.groups, width) + (place * GROUP * 3 + column) * width
-    for half in range(0, GROUP, most):
+    count, back = GROUP, 0
+    if w.direct:
+        row, step = 3 * a.U, a.U
+        k = place * GROUP - rounded_up(a.F, GROUP)
+        if k < 0:
+            k = place * GROUP
+            count = min(GROUP, a.F - k)
+            target = at(w.d_W, k * row + (column + 2) % 3 * step + p * width)
+            back = row
+        else:
+            target = at(w.d_R, k * row + column * step + p * width)
+    else:
+        row, step = 3 * width, width
+        spot = p * panel_size(w.groups, width) + place * GROUP * row + column * step
+        target = at(w.gradient, spot)
+    i = 0
+    while i < count:
+        m = tile_rows(count - i, most)
         continue_sums(
-            most, columns, at(factors, half), 1, GROUP, sums, 4 * width, width,
-            samples, at(w.gradient, spot + half * 3 * width), 3 * width, width,
+            m, columns, at(factors, i), 1, GROUP, sums, 4 * width, width, samples,
+            at(target, i * row), row, step, back, onward,
         )  # fmt: skip
+        i += m
 
 
 @section
-def _add_place(a, w, p, place, reset_after, per_gate, capacity, start, samples):
+def _add_place(
+    a, w, p, place, reset_after, per_gate, capacity, start, samples, onward
+):  # fmt: skip
     """Add samples of a chunk to a panel's gradients of eight inputs or states."""
     inputs, states = rounded_up(a.F, GROUP) // GROUP, rounded_up(w.V, GROUP) // GROUP
     last = 3 if reset_after else 0  # which of d belongs to the candidate's states
@@ -182,16 +201,17 @@ def _add_place(a, w, p, place, reset_after, per_gate, capacity, start, samples):
                 d = 1 + column if column < 2 else last
                 group = 3 * inputs + column * states + k
             _add_group(
-                a, w, p, d, 1, group, place, column, capacity, start, samples
+                a, w, p, d, 1, group, place, column, capacity, start, samples, onward
             )  # fmt: skip
-    elif k < 0:
-        _add_group(a, w, p, 0, 3, place, place, 0, capacity, start, samples)
-    elif reset_after:
-        _add_group(a, w, p, 1, 3, place, place, 0, capacity, start, samples)
+    elif k < 0 or reset_after:
+        first = 0 if k < 0 else 1
+        _add_group(a, w, p, first, 3, place, place, 0, capacity, start, samples, onward)
     else:
-        _add_group(a, w, p, 1, 1, place, place, 0, capacity, start, samples)
-        _add_group(a, w, p, 2, 1, place, place, 1, capacity, start, samples)
-        _add_group(a, w, p, 0, 1, place + states, place, 2, capacity, start, samples)
+        for column in range(3):
+            d, group = (column + 1, place) if column < 2 else (0, place + states)
+            _add_group(
+                a, w, p, d, 1, group, place, column, capacity, start, samples, onward
+            )  # fmt: skip
 
 
 # What is multiplied before the next panel's turn: gradients (48 KiB), factors (64 KiB)
@@ -201,25 +221,26 @@ _PLACES, _SAMPLES = 16, 128
 
 
 @section
-def add_chunk(a, w, own, reset_after, per_gate, capacity, samples):
-    """Add a chunk to the gradients of weights and biases."""
+def add_chunk(a, w, own, reset_after, per_gate, capacity, samples, onward):
+    """Add a chunk to the gradients of weights and biases, or begin them with it."""
     width = vector_lanes(a.x)
     first, stop = share_of(own, w.V // width, 1)
     for places in range(0, w.groups, _PLACES):
         for p in range(first, stop):
-            for start in range(0, samples, _SAMPLES):
+            for start in range(0, max(1, samples), _SAMPLES):
                 count = min(_SAMPLES, samples - start)
+                goes_on = onward or start > 0
                 for place in range(places, min(places + _PLACES, w.groups)):
                     _add_place(
-                        a, w, p, place, reset_after, per_gate, capacity, start, count
+                        a, w, p, place, reset_after, per_gate, capacity, start, count,
+                        goes_on,
                     )  # fmt: skip
     for p in range(first, stop):
         sums = at(w.d, p * capacity * 4 * width)
         one = w.s
         one[0] = 1
-        bias = p * panel_size(w.groups, width) + biases_at(w.groups, width)
         for gate in range(4 if reset_after else 3):
             continue_sums(
                 1, 1, one, 0, 0, at(sums, gate * width), 4 * width, width, samples,
-                at(w.gradient, bias + gate * width), 0, width,
+                at(w.bias, p * w.bias_panel + gate * width), 0, width, 0, onward,
             )  # fmt: skip

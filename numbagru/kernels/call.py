@@ -18,22 +18,13 @@ REAL = {np.dtype("float32"): types.float32, np.dtype("float64"): types.float64}
 class Call(NamedTuple):
     """Inputs of one run over a sequence; letters and shapes in kernels/__init__.py."""
 
-    activation: Any  # Activation of the candidate
-    recurrent_activation: Any  # Activation of z and r
-    reset_after: bool
+    config: Any  # GRUConfig
     x: np.ndarray
     h0: np.ndarray
     mask: np.ndarray
     weights: Any  # functional.Weights
     x_drop: np.ndarray
     h_drop: np.ndarray
-    zero_output: bool
-    first_is_state: bool
-
-    @property
-    def real(self) -> types.Float:
-        """The Numba type of the arrays."""
-        return REAL[self.x.dtype]
 
     @property
     def per_gate(self) -> bool:
@@ -41,46 +32,37 @@ class Call(NamedTuple):
         return self.x_drop.size > 0 or self.h_drop.size > 0
 
     @property
-    def forward_activations(self) -> tuple[tuple[Any, ...], tuple[types.Type, ...]]:
-        """Candidate's and gates' activation for `evaluate`, and their Numba types."""
-        act, rec = self.activation, self.recurrent_activation
-        return (
-            (act.forward_argument, rec.forward_argument),
-            (act.forward_type, rec.forward_type),
-        )
-
-    @property
-    def backward_activations(self) -> tuple[tuple[Any, ...], tuple[types.Type, ...]]:
-        """The same for `evaluate` and then for `slope`."""
-        act, rec = self.activation, self.recurrent_activation
-        values, kinds = self.forward_activations
-        return (
-            (*values, act.backward_argument, rec.backward_argument),
-            (*kinds, act.backward_type, rec.backward_type),
-        )
+    def switches(self) -> tuple[bool, bool]:
+        """Whether outputs of masked steps are zero, and those before the first h0."""
+        config = self.config
+        return bool(config.zero_output_for_mask), config.masked_output == "state"
 
 
-@functools.lru_cache
-def bound(
-    kernel: Kernel,
-    activation: Any,
-    recurrent_activation: Any,
-    dtype: np.dtype,
-    choice: tuple[bool, ...],
-    slopes: bool,
-) -> tuple[Callable[..., None], tuple[Any, ...]]:
-    """Return the entry of a kernel's variant, and its first arguments.
+def activations(config: Any, slopes: bool) -> tuple[list[Any], list[types.Type]]:
+    """Candidate's and gates' activation for `evaluate`, and their Numba types.
 
-    Remembered, because a training step asks twice and each time takes 2 µs.
+    And then, if asked for, those for `slope`.
     """
-    kind = variant(*choice)
-    both = activation, recurrent_activation
+    both = config.activation, config.recurrent_activation
     values = [act.forward_argument for act in both]
     kinds = [act.forward_type for act in both]
     if slopes:
         values += [act.backward_argument for act in both]
         kinds += [act.backward_type for act in both]
-    entry = kernel.entry(kind.type, REAL[dtype], *kinds)
+    return values, kinds
+
+
+@functools.lru_cache
+def bound(
+    kernel: Kernel, config: Any, per_gate: bool, slopes: bool
+) -> tuple[Callable[..., None], tuple[Any, ...]]:
+    """Return the entry of a kernel's variant, and its first arguments.
+
+    Remembered, because a training step asks twice and each time takes 2 µs.
+    """
+    kind = variant(config.reset_after, per_gate)
+    values, kinds = activations(config, slopes)
+    entry = kernel.entry(kind.type, REAL[np.dtype(config.dtype)], *kinds)
     return entry, (kind, *values)
 
 
@@ -107,9 +89,9 @@ class Results(NamedTuple):
 
     x: np.ndarray
     h0: np.ndarray
-    W: np.ndarray
-    R: np.ndarray
-    bias: np.ndarray
+    W: np.ndarray  # (F, 3 U)
+    R: np.ndarray  # (U, 3 U)
+    bias: np.ndarray  # (6 U,), (3 U,) or, without one, (0,)
 
 
 def rows_by_end(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from numbagru._jit import routine, section
 from numbagru.kernels.atomics import words_at
+from numbagru.kernels.panels import places
 from numbagru.kernels.simd import (
     at,
     copy,
@@ -65,16 +66,17 @@ def arrays(data):
     such a tuple.
     """
     (
-        _, _, _, x, h0, mask, order, ends, panels, bias, x_drop, h_drop, zero_output,
+        _, _, _, x, h0, mask, order, ends, packed, x_drop, h_drop, zero_output,
         first_is_state, y, last, state, saved, states, _,
     ) = data  # fmt: skip
-    size = x.itemsize
+    size, weights = x.itemsize, pointer(packed)
+    bias = places(x.shape[2], last.shape[1], vector_lanes(x))[0]
     return Arrays(
         x.shape[1], x.shape[2], last.shape[1],
         pointer(x), x.strides[0] // size, x.strides[1] // size,
         pointer(h0), h0.size > 0,
         pointer(mask), mask.strides[0], mask.strides[1], mask.size > 0,
-        pointer(order), pointer(ends), pointer(panels), pointer(bias),
+        pointer(order), pointer(ends), weights, at(weights, bias),
         pointer(x_drop), x_drop.size > 0, pointer(h_drop), h_drop.size > 0, x.shape[0],
         zero_output, first_is_state,
         pointer(y), y.strides[0] // size, y.strides[1] // size, y.size > 0,
@@ -119,12 +121,14 @@ class BareArrays(NamedTuple):
 @section
 def bare_arrays(data):
     """Take apart what the inference kernel is given."""
-    _, _, _, x, h0, panels, bias, y, last, state, _ = data
+    _, _, _, x, h0, packed, y, last, state, _ = data
     size, none, no_rows = x.itemsize, pointer(x), words_at(0)
+    weights = pointer(packed)
+    bias = places(x.shape[2], last.shape[1], vector_lanes(x))[0]
     return BareArrays(
         x.shape[1], x.shape[2], last.shape[1],
         none, x.strides[0] // size, x.strides[1] // size,
-        pointer(h0), h0.size > 0, pointer(panels), pointer(bias),
+        pointer(h0), h0.size > 0, weights, at(weights, bias),
         pointer(y), y.strides[0] // size, y.strides[1] // size, y.size > 0,
         pointer(last), pointer(state),
         none, no_rows, no_rows, none, none, none, none,

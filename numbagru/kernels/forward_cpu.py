@@ -8,6 +8,7 @@ For backward: four numbers per unit and step, and the states (kernels/__init__.p
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from numbagru.gates import (
     SECTIONS,
 )
 from numbagru.kernels.atomics import address_of, numbers_at, words_at
-from numbagru.kernels.call import Call, Outputs, bound, rows_by_end
+from numbagru.kernels.call import REAL, Call, Outputs, bound, rows_by_end
 from numbagru.kernels.forward_arrays import (
     arrays,
     bare_arrays,
@@ -37,7 +38,6 @@ from numbagru.kernels.forward_step import (
     make_step_reset_before,
     tiles_of,
 )
-from numbagru.kernels.panels import Panels
 from numbagru.kernels.record import record
 from numbagru.kernels.simd import (
     aligned,
@@ -271,22 +271,22 @@ _run_forward, _run_inference = sharing(_FORWARD), sharing(_INFERENCE)
 
 
 def forward_kernel(
-    variant, act, rec, rows, x, h0, mask, order, ends, panels, bias, x_drop, h_drop,
+    variant, act, rec, rows, x, h0, mask, order, ends, packed, x_drop, h_drop,
     zero_output, first_is_state, y, last, state, saved, states, words,
 ):  # fmt: skip
     """Run all rows in blocks of `rows`."""
     data = (
-        rows, act, rec, x, h0, mask, order, ends, panels, bias, x_drop, h_drop,
-        zero_output, first_is_state, y, last, state, saved, states, bias[:0],
+        rows, act, rec, x, h0, mask, order, ends, packed, x_drop, h_drop,
+        zero_output, first_is_state, y, last, state, saved, states, packed[:0],
     )  # fmt: skip
     _run_forward(variant, pointer(words), data)
 
 
 def inference_kernel(
-    variant, act, rec, rows, x, h0, panels, bias, y, last, state, work, words
+    variant, act, rec, rows, x, h0, packed, y, last, state, work, words
 ):
     """Run all rows; from zeros where h0 is empty."""
-    data = rows, act, rec, x, h0, panels, bias, y, last, state, work
+    data = rows, act, rec, x, h0, packed, y, last, state, work
     _run_inference(variant, pointer(words), data)
 
 
@@ -297,7 +297,7 @@ def _signature(variant, real, act, rec):
     flag, mask = types.boolean, types.Array(types.uint8, 2, "A")
     return (
         variant, act, rec, types.intp, array(3, "A"), array(2), mask, WORD_ARRAY,
-        WORD_ARRAY, array(1), array(1), array(3), array(3), flag, flag, array(3, "A"),
+        WORD_ARRAY, array(1), array(3), array(3), flag, flag, array(3, "A"),
         array(2), array(2), array(4), array(3), WORD_ARRAY,
     )  # fmt: skip
 
@@ -307,7 +307,7 @@ def _inference_signature(variant, real, act, rec):
         return types.Array(real, n, "C")
 
     return (
-        variant, act, rec, types.intp, array(3), array(2), array(1), array(1), array(3),
+        variant, act, rec, types.intp, array(3), array(2), array(1), array(3),
         array(2), array(2), array(1), WORD_ARRAY,
     )  # fmt: skip
 
@@ -339,15 +339,21 @@ _AGAIN_UP_TO, _AGAIN_FROM_BYTES = 64, 2**23
 
 def saved_shapes(call: Call) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of what a training call saves: gates, and states."""
-    (B, T, F), U = call.x.shape, call.h0.shape[1]
-    V = padded(U, lanes(call.real))
+    lean = call.mask.size == 0 and not call.per_gate
+    may_repeat = lean and call.config.reset_after
+    return _saved_shapes(*call.x.shape, call.h0.shape[1], call.x.dtype, may_repeat)
+
+
+@functools.lru_cache
+def _saved_shapes(
+    B: int, T: int, F: int, U: int, dtype: np.dtype, may_repeat: bool
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    V = padded(U, lanes(REAL[dtype]))
     again = (
-        B * T * 4 * V * call.x.itemsize >= _AGAIN_FROM_BYTES
+        may_repeat
+        and B * T * 4 * V * dtype.itemsize >= _AGAIN_FROM_BYTES
         and B >= 8
         and F + U <= _AGAIN_UP_TO
-        and call.reset_after
-        and not call.per_gate
-        and call.mask.size == 0
     )
     return (0, 0, 0, 0) if again else (B, T, 4, V), (B, T, V)
 
@@ -375,6 +381,7 @@ class Plan(NamedTuple):
 _TOGETHER = ((2, 8_000), (8, 32_000))
 
 
+@functools.lru_cache
 def plan(B: int, T: int, F: int, U: int, most: int) -> Plan:
     """Plan a forward pass on at most `most` threads."""
     # Inputs that are multiplied ahead take about a quarter of the time.
@@ -392,14 +399,11 @@ def plan(B: int, T: int, F: int, U: int, most: int) -> Plan:
 def forward(call: Call, out: Outputs, most: int) -> None:
     """Run the forward kernel on at most `most` threads."""
     threads, rows, together = plan(*call.x.shape, call.h0.shape[1], most)
-    entry, first = bound(
-        FORWARD, call.activation, call.recurrent_activation, call.x.dtype,
-        (call.reset_after, call.per_gate), False,
-    )  # fmt: skip
-    panels, _ = call.weights.packed(out.states.size > 0, most)
+    entry, first = bound(FORWARD, call.config, call.per_gate, slopes=False)
+    packed = call.weights.packed(out.states.size > 0, threads)
     arguments = (
         *first, rows, call.x, call.h0, call.mask, *rows_by_end(call.mask),
-        *panels, call.x_drop, call.h_drop, call.zero_output, call.first_is_state, *out,
+        packed, call.x_drop, call.h_drop, *call.switches, *out,
     )  # fmt: skip
     run(entry, arguments, threads, together)
 
@@ -409,7 +413,8 @@ def prepare(
     recurrent_activation: Any,
     reset_after: bool,
     real: types.Float,
-    panels: Panels,
+    packed: np.ndarray,
+    U: int,
     threads: Callable[[], int],
 ) -> Callable[..., None]:
     """Bind everything but the sequences: ``run(x, h0, y, last, state, work)``.
@@ -420,19 +425,17 @@ def prepare(
     kinds = real, activation.forward_type, recurrent_activation.forward_type
     kind = variant(reset_after)
     entry = INFERENCE.entry(kind.type, *kinds)
-    weights, bias = panels
-    U = bias.size // 4
 
     def prepared(x: Any, h0: Any, y: Any, last: Any, state: Any, work: Any) -> None:
         B, T, F = x.shape
         if B * T * U * (F + U) < _PARALLEL_FROM:
             entry(
-                kind, act, rec, _BLOCK_ROWS, x, h0, weights, bias, y, last, state,
-                work, NOBODY,
+                kind, act, rec, _BLOCK_ROWS, x, h0, packed, y, last, state, work,
+                NOBODY,
             )  # fmt: skip
             return
         count, rows, together = plan(B, T, F, U, threads())
-        arguments = kind, act, rec, rows, x, h0, weights, bias, y, last, state, work
+        arguments = kind, act, rec, rows, x, h0, packed, y, last, state, work
         run(entry, arguments, count, together)
 
     return prepared

@@ -262,7 +262,7 @@ def make_step_reset_before(per_gate):
                     hh = at(scratch, start + HH * size)
                     continue_sums(
                         m, panels, at(inner, i * V), V, 1, w, 3 * width, w_panel, U, hh,
-                        width, panel_scratch,
+                        width, panel_scratch, 0, True,
                     )  # fmt: skip
                 for q in range(p, p + panels):
                     tile = at(scratch, start)

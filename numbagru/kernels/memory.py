@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 # Below, malloc has it at hand; above, NumPy asks for huge pages, which are few.
-_SMALLEST, _LARGEST = 2**15, 2**25
+_SMALLEST, _LARGEST = 2**16, 2**25
 # What is kept of what nobody uses; a layer in training asks for six blocks.
 _MOST_BYTES, _MOST_BLOCKS = 2**26, 16
 _LINE = 64

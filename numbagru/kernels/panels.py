@@ -1,13 +1,18 @@
-"""Weights packed for the register tiles.
+"""Weights packed for the register tiles: one array, whose parts `places` gives.
 
-A panel is one vector of units times three gates, in the order that the loop over k
-reads it: ``(panel, k, gate, lane)`` with k over F features and then U units. Units are
-zero-padded to whole panels.
+For the forward kernels
+    panels     (P, F + U, 3, lanes): a panel is one vector of units times three gates,
+               in the order that the loop over k reads it, F features and then U units
+    bias       (P, 4, lanes): z, r, candidate's input and recurrent part
+and then for the backward kernels the transposes, as vectors of columns
+    kernel     (vectors of F, 3 U, lanes), k over candidate, z, r
+    recurrent  (vectors of U, 3 U, lanes), k over z, r, candidate
+Units and features are zero-padded to whole vectors.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
 
 import numpy as np
 from numba import types
@@ -27,21 +32,17 @@ from numbagru.kernels.simd import (
 from numbagru.kernels.team import next_item, sharing
 from numbagru.kernels.threads import WORD_ARRAY, run
 from numbagru.kernels.tiles import write_vector
-from numbagru.kernels.vector_ir import lanes, padded
+from numbagru.kernels.vector_ir import lanes
 
 
-class Panels(NamedTuple):
-    """Weights of the forward kernels."""
-
-    weights: np.ndarray  # (P, F + U, 3, lanes), flat
-    bias: np.ndarray  # (P, 4, lanes): z, r, candidate's input and recurrent part, flat
-
-
-class TransposedPanels(NamedTuple):
-    """Weights of the backward kernels: vectors of columns, all k of one together."""
-
-    kernel: np.ndarray  # (vectors of F, 3 U, lanes), k over candidate, z, r; flat
-    recurrent: np.ndarray  # (vectors of U, 3 U, lanes), k over z, r, candidate; flat
+@routine
+def places(F, U, width):
+    """Where bias, kernel and recurrent kernel start, and where they end."""
+    UP, FP = (U + width - 1) // width * width, (F + width - 1) // width * width
+    bias = (F + U) * 3 * UP
+    kernel = bias + 4 * UP
+    recurrent = kernel + FP * 3 * U
+    return bias, kernel, recurrent, recurrent + UP * 3 * U
 
 
 @routine
@@ -97,18 +98,19 @@ def _pack_panel(W, R, bias, p, weights, starts):
 
 @routine
 def _pack_panels(words, helper, data):
-    W, R, bias, weights, starts = data
-    U, width = R.shape[0], vector_lanes(W)
+    W, R, bias, packed = data
+    F, U, width = W.shape[0], R.shape[0], vector_lanes(W)
+    weights = pointer(packed)
+    starts = at(weights, places(F, U, width)[0])
     p = -1
     while (p + 1) * width < U:
         p = next_item(words, p)
         if p * width < U:
-            _pack_panel(W, R, bias, p, pointer(weights), pointer(starts))
+            _pack_panel(W, R, bias, p, weights, starts)
     hold(W)
     hold(R)
     hold(bias)
-    hold(weights)
-    hold(starts)
+    hold(packed)
 
 
 @routine
@@ -130,53 +132,53 @@ def _transpose(matrix, first_gate, v, vectors):
 
 
 @routine
-def _pack_vectors(words, helper, data):
-    W, R, kernel, recurrent = data
-    width = vector_lanes(W)
-    inputs = (W.shape[0] + width - 1) // width
-    total = inputs + (R.shape[0] + width - 1) // width
-    v = -1
-    while v + 1 < total:
-        v = next_item(words, v)
-        if v < total:
+def _pack_all(words, helper, data):
+    W, R, bias, packed = data
+    F, U, width = W.shape[0], R.shape[0], vector_lanes(W)
+    starts, kernel, recurrent, _ = places(F, U, width)
+    weights = pointer(packed)
+    panels, inputs = (U + width - 1) // width, (F + width - 1) // width
+    total = panels + inputs + panels
+    item = -1
+    while item + 1 < total:
+        item = next_item(words, item)
+        if item < panels:
+            _pack_panel(W, R, bias, item, weights, at(weights, starts))
+        elif item < total:
+            v = item - panels
             states = v >= inputs
-            matrix, vectors = (R, recurrent) if states else (W, kernel)
-            first_gate = 0 if states else 2
+            vectors = at(weights, recurrent if states else kernel)
             place = v - inputs if states else v
-            _transpose(matrix, first_gate, place, pointer(vectors))
+            _transpose(R if states else W, 0 if states else 2, place, vectors)
     hold(W)
     hold(R)
-    hold(kernel)
-    hold(recurrent)
+    hold(bias)
+    hold(packed)
 
 
-_share_panels, _share_vectors = sharing(_pack_panels), sharing(_pack_vectors)
+_share_panels, _share_all = sharing(_pack_panels), sharing(_pack_all)
 
 
-def _pack(W, R, bias, weights, starts, words):
-    _share_panels(None, pointer(words), (W, R, bias, weights, starts))
+def _pack_forward(W, R, bias, packed, words):
+    _share_panels(None, pointer(words), (W, R, bias, packed))
 
 
-def _pack_transposed(W, R, kernel, recurrent, words):
-    _share_vectors(None, pointer(words), (W, R, kernel, recurrent))
+def _pack_both(W, R, bias, packed, words):
+    _share_all(None, pointer(words), (W, R, bias, packed))
 
 
-def _matrix(real: types.Float) -> types.Array:
-    return types.Array(real, 2, "C")
+def _signature(real: types.Float) -> tuple[types.Type, ...]:
+    matrix, flat = types.Array(real, 2, "C"), types.Array(real, 1, "C")
+    return matrix, matrix, flat, flat, WORD_ARRAY
 
 
-def _flat(real: types.Float) -> types.Array:
-    return types.Array(real, 1, "C")
-
-
-_SUM_BIAS = Kernel(_sum_bias, lambda real: (_flat(real), _matrix(real)))
-_PACK = Kernel(
-    _pack, lambda real: (*[_matrix(real)] * 2, *[_flat(real)] * 3, WORD_ARRAY)
+_SUM_BIAS = Kernel(
+    _sum_bias, lambda real: (types.Array(real, 1, "C"), types.Array(real, 2, "C"))
 )
-_PACK_TRANSPOSED = Kernel(
-    _pack_transposed,
-    lambda real: (*[_matrix(real)] * 2, *[_flat(real)] * 2, WORD_ARRAY),
-)
+# Inference packs without transposing, which takes long to compile.
+_FORWARD, _BOTH = Kernel(_pack_forward, _signature), Kernel(_pack_both, _signature)
+
+
 # Numbers of all weights from which on a second thread pays.
 _PARALLEL_FROM = 100_000
 
@@ -188,8 +190,10 @@ def sum_bias(real: types.Float, bias: np.ndarray, U: int) -> np.ndarray:
     return sums
 
 
-def pack(W: np.ndarray, R: np.ndarray, bias: np.ndarray, threads: int) -> Panels:
-    """Pack weights for the forward kernels, on so many threads at the most.
+def pack(
+    W: np.ndarray, R: np.ndarray, bias: np.ndarray, backward: bool, threads: int
+) -> np.ndarray:
+    """Pack weights for the forward and, if asked for, the backward kernels.
 
     Parameters
     ----------
@@ -197,28 +201,20 @@ def pack(W: np.ndarray, R: np.ndarray, bias: np.ndarray, threads: int) -> Panels
     R : ndarray (U, 3 U)
     bias : ndarray (3 U,), (6 U,) or (0,)
         All C-ordered, of one type.
+    backward : bool
     threads : int
+        How many may be used at the most.
     """
-    real = REAL[W.dtype]
-    F, U = W.shape[0], R.shape[0]
-    UP = padded(U, lanes(real))
-    count = (F + U) * 3 * UP
-    block = memory.empty((count + 4 * UP,), W.dtype)
-    panels = Panels(block[:count], block[count:])
-    if count < _PARALLEL_FROM:
-        threads = 1
-    run(_PACK.entry(real), (W, R, bias, *panels), threads)
-    return panels
+    dtype = W.dtype
+    real = REAL[dtype]
+    size = _packed_size(W.shape[0], R.shape[0], real, backward)
+    packed = memory.empty((size,), dtype)
+    entry = (_BOTH if backward else _FORWARD).entry(real)
+    run(entry, (W, R, bias, packed), threads if size >= _PARALLEL_FROM else 1)
+    return packed
 
 
-def pack_transposed(W: np.ndarray, R: np.ndarray, threads: int) -> TransposedPanels:
-    """Pack the transposes for the backward kernels; parameters as of `pack`."""
-    real = REAL[W.dtype]
-    F, U, width = W.shape[0], R.shape[0], lanes(real)
-    count, all_count = padded(F, width) * 3 * U, padded(U, width) * 3 * U
-    block = memory.empty((count + all_count,), W.dtype)
-    panels = TransposedPanels(block[:count], block[count:])
-    if count + all_count < _PARALLEL_FROM:
-        threads = 1
-    run(_PACK_TRANSPOSED.entry(real), (W, R, *panels), threads)
-    return panels
+@functools.lru_cache
+def _packed_size(F: int, U: int, real: types.Float, backward: bool) -> int:
+    _, forward_end, _, end = places.py_func(F, U, lanes(real))
+    return end if backward else forward_end

@@ -39,7 +39,14 @@ from numbagru.gates import (
     step_reset_after,
 )
 from numbagru.kernels import memory
-from numbagru.kernels.call import Call, Cotangents, Outputs, Results
+from numbagru.kernels.call import (
+    REAL,
+    Call,
+    Cotangents,
+    Outputs,
+    Results,
+    activations,
+)
 from numbagru.kernels.simd import pointer
 from numbagru.kernels.team import next_item, sharing
 from numbagru.kernels.threads import WORD_ARRAY, run
@@ -336,13 +343,20 @@ def saved_shapes(call: Call) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def forward(call: Call, out: Outputs, most: int) -> None:
     """Run the forward kernel on at most `most` threads."""
-    values, kinds = call.forward_activations
+    config, weights = call.config, call.weights
+    values, kinds = activations(config, slopes=False)
     arguments = (
-        *values, call.reset_after, call.x, call.h0, call.mask, call.weights.kernel,
-        call.weights.recurrent_kernel, call.weights.sum_bias, call.x_drop, call.h_drop,
-        call.zero_output, call.first_is_state, *out,
+        *values, config.reset_after, call.x, call.h0, call.mask, weights.kernel,
+        weights.recurrent_kernel, weights.sum_bias, call.x_drop, call.h_drop,
+        *call.switches, *out,
     )  # fmt: skip
-    run(FORWARD.entry(call.real, *kinds), arguments, min(most, call.x.shape[0]))
+    entry = FORWARD.entry(REAL[call.x.dtype], *kinds)
+    run(entry, arguments, min(most, call.x.shape[0]))
+
+
+# Of the sums z, r, candidate's input and recurrent part, those that each row of a bias
+# (2, 3 U) goes into.
+_TWO_BIASES = np.array([0, 1, 2, 0, 1, 3])
 
 
 def backward(
@@ -354,16 +368,20 @@ def backward(
     most: int,
 ) -> None:
     """Run the backward kernel on at most `most` threads."""
-    values, kinds = call.backward_activations
-    count = -(-call.x.shape[0] // rows_per_part)
-    sums = results[2:]
-    parts = [memory.empty((count, *array.shape), array.dtype) for array in sums]
+    config, weights = call.config, call.weights
+    values, kinds = activations(config, slopes=True)
+    (B, _, F), U = call.x.shape, call.h0.shape[1]
+    count = -(-B // rows_per_part)
+    shapes = (F, 3, U), (U, 3, U), (4, U)
+    parts = [memory.empty((count, *shape), call.x.dtype) for shape in shapes]
     arguments = (
-        *values, call.reset_after, call.x, call.h0, call.mask, call.weights.kernel,
-        call.weights.recurrent_kernel, call.x_drop, call.h_drop, call.zero_output,
-        call.first_is_state, *given, out.saved, out.states, rows_per_part,
-        *results[:2], *parts,
+        *values, config.reset_after, call.x, call.h0, call.mask, weights.kernel,
+        weights.recurrent_kernel, call.x_drop, call.h_drop, *call.switches, *given,
+        out.saved, out.states, rows_per_part, *results[:2], *parts,
     )  # fmt: skip
-    run(BACKWARD.entry(call.real, *kinds), arguments, min(most, count))
-    for part, array in zip(parts, sums, strict=True):
-        part.sum(0, out=array)
+    run(BACKWARD.entry(REAL[call.x.dtype], *kinds), arguments, min(most, count))
+    d_W, d_R, d_bias = (part.sum(0) for part in parts)
+    results.W[...] = d_W.reshape(F, 3 * U)
+    results.R[...] = d_R.reshape(U, 3 * U)
+    rows = results.bias.size // U
+    results.bias[...] = d_bias[_TWO_BIASES[:rows]].reshape(-1)

@@ -120,35 +120,44 @@ def step_tile(rows: int, panels: int, candidate: bool, per_gate: bool) -> Any:
 def product_tile(rows: int, columns: int, apart: bool) -> Any:
     """Make the tile of a product: ``c += a b`` for rows x vectors.
 
-    ``tile(a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)``:
+    ``tile(a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward)``:
     ``c[m c_row + n c_column] += sum_k a[m a_row + k a_k] b[k b_k + n b_column]``, a
-    vector of lanes for each of the `columns` n. The sum goes on from c, or is summed up
+    vector of lanes for each of the `columns` n; those after the first stand c_back
+    further back. The sum goes on from c if `onward`, else from zero, or is summed up
     `apart` from zero and then added.
     """
 
     @intrinsic
-    def tile(typingctx, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column):
+    def tile(
+        typingctx, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back,
+        onward,
+    ):  # fmt: skip
         real = a.dtype
         n = types.intp
-        signature = types.void(a, n, n, a, n, n, n, a, n, n)
+        signature = types.void(a, n, n, a, n, n, n, a, n, n, n, types.boolean)
 
         def emit_body(builder, args):
-            a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column = args
+            a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column = args[:10]
+            c_back, onward = args[10:]
             emit = Emitter(builder, real)
 
             def spots(base, row):
                 start = emit.move(base, emit.times(c_row, row))
-                return [
-                    emit.move(start, emit.times(c_column, n)) for n in range(columns)
+                rest = [
+                    emit.move(start, builder.sub(emit.times(c_column, n), c_back))
+                    for n in range(1, columns)
                 ]
+                return [start, *rest]
 
             targets = [spots(c, m) for m in range(rows)]
             zero = ir.Constant(emit.vector, None)
+
+            def first_term(spot):
+                # Read in any case: a branch for each tile takes longer.
+                return zero if apart else builder.select(onward, emit.load(spot), zero)
+
             sums = emit.chain(
-                [
-                    [zero if apart else emit.load(spot) for spot in row]
-                    for row in targets
-                ],
+                [[first_term(spot) for spot in row] for row in targets],
                 [[start] * columns for start in emit.row_starts(a, a_row, rows)],
                 a_k,
                 [emit.move(b, emit.times(b_column, n)) for n in range(columns)],

@@ -59,15 +59,17 @@ def _product(columns, apart):
     t8, t4, t2, t1 = (product_tile(rows, columns, apart) for rows in (8, 4, 2, 1))
 
     @variant_routine(columns, apart)
-    def product(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column):
+    def product(
+        m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward
+    ):  # fmt: skip
         if m == 8:
-            t8(a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
+            t8(a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward)
         elif m == 4:
-            t4(a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
+            t4(a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward)
         elif m == 2:
-            t2(a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
+            t2(a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward)
         else:
-            t1(a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
+            t1(a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward)
 
     return product
 
@@ -77,20 +79,26 @@ _apart3, _apart2, _apart1 = _product(3, True), _product(2, True), _product(1, Tr
 
 
 @routine
-def continue_sums(m, columns, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column):
+def continue_sums(
+    m, columns, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward
+):  # fmt: skip
     """``c += a b`` for m rows and 3 or 1 vectors, as `product_tile`."""
     if columns == 3:
-        _onward3(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
+        _onward3(
+            m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward
+        )  # fmt: skip
     else:
-        _onward1(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
+        _onward1(
+            m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward
+        )  # fmt: skip
 
 
 @routine
 def add_sums(m, columns, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column):
     """Do the same for up to 3 vectors, summed up apart."""
     if columns == 3:
-        _apart3(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
+        _apart3(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, 0, True)
     elif columns == 2:
-        _apart2(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
+        _apart2(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, 0, True)
     else:
-        _apart1(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
+        _apart1(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, 0, True)

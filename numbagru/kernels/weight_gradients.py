@@ -15,7 +15,12 @@ from numba import types
 
 from numbagru._jit import Kernel, routine
 from numbagru.kernels import memory
-from numbagru.kernels.backward_arrays import GROUP, rounded_up
+from numbagru.kernels.backward_arrays import (
+    GROUP,
+    biases_at,
+    panel_size,
+    rounded_up,
+)
 from numbagru.kernels.call import REAL, Results
 from numbagru.kernels.simd import (
     at,
@@ -33,20 +38,24 @@ _PARALLEL_FROM = 200_000
 
 
 @routine
-def panel_size(groups, width):
-    """Count the numbers of a panel with so many groups of eight inputs and states."""
-    return (groups * GROUP * 3 + 4) * width
+def _give_bias(sums, d_bias, biases, U, first, width):
+    for g in range(biases):
+        gate = 3 if g == 5 else (g + 1) % 3
+        target = at(d_bias, g * U + first)
+        write_vector(target, at(sums, gate * width), width, U - first)
 
 
 @routine
-def biases_at(groups, width):
-    """Where the biases of a panel start."""
-    return panel_size(groups, width) - 4 * width
+def give_biases(sums, d_bias, U, width):
+    """Bring (panels, 4, lanes) gradients to the layout of the bias."""
+    for first in range(0, U, width):
+        panel = at(sums, 4 * first)
+        _give_bias(panel, pointer(d_bias), d_bias.size // U, U, first, width)
 
 
 @routine
-def _collect_panel(total, F, U, p, groups, d_W, d_R, d_bias, width):
-    """Bring a panel to the layout of the weights."""
+def _collect_panel(total, F, U, p, groups, d_W, d_R, d_bias, biases, width):
+    """Bring a panel to the layout of the weights, with so many rows of biases."""
     first = p * width
     count = min(width, U - first)
     inputs = rounded_up(F, GROUP)
@@ -58,10 +67,7 @@ def _collect_panel(total, F, U, p, groups, d_W, d_R, d_bias, width):
         for g in range(3):
             source = at(total, ((inputs + k) * 3 + g) * width)
             write_vector(at(d_R, (k * 3 + g) * U + first), source, width, count)
-    bias = at(total, biases_at(groups, width))
-    for g in range(4):
-        source = at(bias, ((g + 1) % 3 if g < 3 else 3) * width)
-        write_vector(at(d_bias, g * U + first), source, width, count)
+    _give_bias(at(total, biases_at(groups, width)), d_bias, biases, U, first, width)
 
 
 @routine
@@ -80,8 +86,9 @@ def _panels(words, helper, data):
             for j in range(size):
                 total[j] += part[j]
         _collect_panel(
-            total, F, U, p, groups, pointer(d_W), pointer(d_R), pointer(d_bias), width
-        )
+            total, F, U, p, groups, pointer(d_W), pointer(d_R), pointer(d_bias),
+            d_bias.size // U, width,
+        )  # fmt: skip
         p = next_item(words, p)
     hold(parts)
     hold(d_W)
@@ -100,7 +107,7 @@ def _signature(real):
     def array(n):
         return types.Array(real, n, "C")
 
-    return array(2), array(3), array(3), array(2), WORD_ARRAY
+    return array(2), array(2), array(2), array(1), WORD_ARRAY
 
 
 COLLECT = Kernel(_collect, _signature)
