@@ -47,7 +47,7 @@ from numbagru.kernels.call import (
     Results,
     activations,
 )
-from numbagru.kernels.simd import pointer
+from numbagru.kernels.simd import at, pointer
 from numbagru.kernels.team import next_item, sharing
 from numbagru.kernels.threads import WORD_ARRAY, run
 from numbagru.scalar import fma
@@ -81,11 +81,27 @@ def _gate_inputs(v, drop, b, out):
 
 @routine
 def _add_product(v, weights, gate, out):
-    """``out += v @ weights`` of one gate, one chain per unit in order of k."""
-    U = weights.shape[1] // 3
-    for k in range(v.size):
-        for u in range(U):
-            out[u] = fma(v[k], weights[k, gate * U + u], out[u])
+    """``out += v @ weights`` of one gate, one chain per unit in order of k.
+
+    Four k at a time, so that sums are read and written a fourth as often.
+    """
+    K, U = v.size, out.size
+    sums, factors = pointer(out), pointer(v)
+    k = 0
+    while k < K:
+        rows = at(pointer(weights), (k * 3 + gate) * U)
+        if k + 4 <= K:
+            row1, row2, row3 = at(rows, 3 * U), at(rows, 6 * U), at(rows, 9 * U)
+            v0, v1, v2, v3 = factors[k], factors[k + 1], factors[k + 2], factors[k + 3]
+            for u in range(U):
+                total = fma(v1, row1[u], fma(v0, rows[u], sums[u]))
+                sums[u] = fma(v3, row3[u], fma(v2, row2[u], total))
+            k += 4
+        else:
+            v0 = factors[k]
+            for u in range(U):
+                sums[u] = fma(v0, rows[u], sums[u])
+            k += 1
 
 
 @routine
@@ -178,21 +194,43 @@ def plain_forward(
 
 @routine
 def _add_transposed(d, weights, gate, out):
-    """``out += d @ weights.T`` of one gate."""
-    U = weights.shape[1] // 3
-    for k in range(out.size):
-        total = out[k]
-        for u in range(U):
-            total = fma(d[u], weights[k, gate * U + u], total)
-        out[k] = total
+    """``out += d @ weights.T`` of one gate.
+
+    Eight sums at a time: each waits four cycles for its last term.
+    """
+    K, U = out.size, d.size
+    factors, sums = pointer(d), pointer(out)
+    k = 0
+    while k < K:
+        rows = at(pointer(weights), (k * 3 + gate) * U)
+        if k + 8 <= K:
+            s0, s1, s2, s3 = sums[k], sums[k + 1], sums[k + 2], sums[k + 3]
+            s4, s5, s6, s7 = sums[k + 4], sums[k + 5], sums[k + 6], sums[k + 7]
+            for u in range(U):
+                d_u, spot = factors[u], at(rows, u)
+                s0, s1 = fma(d_u, spot[0], s0), fma(d_u, spot[3 * U], s1)
+                s2, s3 = fma(d_u, spot[6 * U], s2), fma(d_u, spot[9 * U], s3)
+                s4, s5 = fma(d_u, spot[12 * U], s4), fma(d_u, spot[15 * U], s5)
+                s6, s7 = fma(d_u, spot[18 * U], s6), fma(d_u, spot[21 * U], s7)
+            sums[k], sums[k + 1], sums[k + 2], sums[k + 3] = s0, s1, s2, s3
+            sums[k + 4], sums[k + 5], sums[k + 6], sums[k + 7] = s4, s5, s6, s7
+            k += 8
+        else:
+            total = sums[k]
+            for u in range(U):
+                total = fma(factors[u], rows[u], total)
+            sums[k] = total
+            k += 1
 
 
 @routine
 def _add_outer(v, d, gradient, gate):
     """``gradient[:, gate] += outer(v, d)``."""
+    U, factors = d.size, pointer(d)
     for k in range(v.size):
-        for u in range(d.size):
-            gradient[k, gate, u] = fma(v[k], d[u], gradient[k, gate, u])
+        row, v_k = at(pointer(gradient), (k * 3 + gate) * U), v[k]
+        for u in range(U):
+            row[u] = fma(v_k, factors[u], row[u])
 
 
 @routine
