@@ -182,9 +182,9 @@ def dropout_mask(
     """
     sizes, dtype = check_shape(shape), check_dtype(dtype)
     rate = finite_number(rate, "rate", "a number in [0, 1]", lambda p: 0 <= p <= 1)
-    kept = generator(seed_state).uniform(size=sizes) < 1 - rate
+    kept = generator(seed_state).random(sizes) < 1 - rate
     # The quotient is taken in `dtype`, as Keras does: rounding 1 / (1 - rate) from
     # float64 differs in the last bit for some rates.
     one = dtype.type(1)
     scale = one / dtype.type(1 - rate) if rate < 1 else one
-    return np.where(kept, scale, dtype.type(0))
+    return np.multiply(kept, scale, dtype=dtype)
