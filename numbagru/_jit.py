@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import hashlib
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +125,26 @@ class Kernel:
                 _warn_once(problem)
             if folder is not None:
                 dispatcher._cache = _Cache(self._function, arguments)
-        dispatcher.compile(arguments)
+        with _nothing_old_to_trace():
+            dispatcher.compile(arguments)
         return dispatcher.overloads[arguments].entry_point
+
+
+@contextlib.contextmanager
+def _nothing_old_to_trace() -> Iterator[None]:
+    """Keep what there is by now out of garbage collections.
+
+    A compiler makes so many objects that Python traces all others, Numba's own half
+    million, again and again: 8 % of the time of a first call.
+    """
+    if gc.get_freeze_count() > 0:  # the program's own choice
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def cache_folder(function: Callable[..., None]) -> Path | None:

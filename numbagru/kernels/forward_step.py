@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from numbagru._jit import routine, section, variant_routine
 from numbagru.gates import (
     BLOCK,
@@ -26,6 +28,7 @@ from numbagru.kernels.simd import (
     ALONE,
     ask_to_write,
     at,
+    compact,
     copy_vector,
     most_rows,
     tile_size,
@@ -74,6 +77,45 @@ def _load_states(s, size, m, panels, h, V, width):
 
 
 @routine
+def _give(
+    a, target, target_row, ahead, m, panels, b, h_new, V, units, active, seen, zeros
+):
+    """Write outputs of a tile's rows, and ask for lines so far `ahead`."""
+    compact()
+    width = vector_lanes(a.x)
+    for q in range(panels):
+        for i in range(m):
+            value = at(h_new, i * V + q * width)
+            if a.masked and active[i] == 0 and (a.zero_output or seen[i] == 0):
+                value = zeros
+            place = at(target, row_of(a, b + i) * target_row + q * width)
+            write_vector(place, value, width, units - q * width)
+            if ahead != 0:
+                ask_to_write(at(place, ahead))
+
+
+@routine
+def _save_gates(a, act, rec, s, size, m, panels, first, b, t, V, active):
+    """Keep what the backward pass takes."""
+    compact()
+    width = vector_lanes(a.x)
+    z, r = kept_section(rec, Z, Z_SUM), kept_section(rec, R, R_SUM)
+    hh = kept_section(act, HH, HH_SUM)
+    for q in range(panels):
+        for i in range(m):
+            if not a.masked or active[i] != 0:
+                lane = (q * m + i) * width
+                place = ((b + i) * a.T + t) * 4 * V + first + q * width
+                saved = at(a.saved, place)
+                copy_vector(at(saved, Z * V), at(s, z * size + lane))
+                copy_vector(at(saved, R * V), at(s, r * size + lane))
+                copy_vector(at(saved, HH * V), at(s, hh * size + lane))
+                copy_vector(at(saved, RECURRENT * V), at(s, RECURRENT * size + lane))
+                for gate in range(4):
+                    ask_to_write(at(saved, (4 + gate) * V))
+
+
+@routine
 def _finish(
     a, act, rec, s, size, m, panels, first_panel, b, t, h, h_new, active, seen, zeros
 ):
@@ -82,41 +124,33 @@ def _finish(
     h, h_new, active and seen point at the tile's rows; seen is 0 before the first
     output.
     """
+    compact()
     width = vector_lanes(a.x)
     T, U = a.T, a.U
     V = (U + width - 1) // width * width
-    z, r = kept_section(rec, Z, Z_SUM), kept_section(rec, R, R_SUM)
-    hh = kept_section(act, HH, HH_SUM)
+    first = first_panel * width
     for q in range(panels):
-        first = (first_panel + q) * width
-        count = min(width, U - first)
         for i in range(m):
-            lane = (q * m + i) * width
-            old = at(h, i * V + q * width)
-            counts = not a.masked or active[i] != 0
-            value = at(s, H * size + lane) if counts else old
-            copy_vector(at(h_new, i * V + q * width), value)
-            if a.keeping:
-                spot = ((b + i) * T + t) * V + first
-                copy_vector(at(a.states, spot), value)
-                ask_to_write(at(a.states, spot + V))  # where the next step writes
-            if not counts and (a.zero_output or seen[i] == 0):
-                value = zeros
-            row = row_of(a, b + i)
-            if a.wanted:
-                spot = row * a.y_row + t * a.y_step + first
-                write_vector(at(a.y, spot), value, width, count)
-                ask_to_write(at(a.y, spot + a.y_step))
-            if t == T - 1:
-                write_vector(at(a.last, row * U + first), value, width, count)
-            if a.saving and counts:
-                saved = at(a.saved, ((b + i) * T + t) * 4 * V + first)
-                copy_vector(at(saved, Z * V), at(s, z * size + lane))
-                copy_vector(at(saved, R * V), at(s, r * size + lane))
-                copy_vector(at(saved, HH * V), at(s, hh * size + lane))
-                copy_vector(at(saved, RECURRENT * V), at(s, RECURRENT * size + lane))
-                for gate in range(4):
-                    ask_to_write(at(saved, (4 + gate) * V))
+            place = i * V + q * width
+            value = at(s, H * size + (q * m + i) * width)
+            if a.masked and active[i] == 0:
+                value = at(h, place)
+            copy_vector(at(h_new, place), value)
+    if a.wanted:
+        y = at(a.y, t * a.y_step + first)
+        _give(a, y, a.y_row, a.y_step, m, panels, b, h_new, V, U - first, active, seen,
+              zeros)  # fmt: skip
+    if t == T - 1:
+        last, here = at(a.last, first), np.intp(0)
+        _give(a, last, U, here, m, panels, b, h_new, V, U - first, active, seen, zeros)
+    if a.keeping:
+        for q in range(panels):
+            for i in range(m):
+                state = at(a.states, ((b + i) * T + t) * V + first + q * width)
+                copy_vector(state, at(h_new, i * V + q * width))
+                ask_to_write(at(state, V))  # where the next step writes
+    if a.saving:
+        _save_gates(a, act, rec, s, size, m, panels, first, b, t, V, active)
 
 
 @routine

@@ -160,6 +160,17 @@ def widest_vectors(typingctx: Any) -> Any:
 
 
 @intrinsic
+def compact(typingctx: Any) -> Any:
+    """Have LLVM neither unroll the loops of this function nor split them by cases."""
+
+    def codegen(context, builder, signature, args):
+        builder.function.attributes.add("optsize")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
 def transpose_block(typingctx: Any, target: Any, source: Any, row: Any) -> Any:
     """Transpose as many numbers of as many rows, `row` apart, as a vector has.
 
