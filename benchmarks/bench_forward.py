@@ -5,21 +5,7 @@ import numpy as np
 import numbagru
 
 from .shapes import BY_NAME, Shape, make_data
-
-MIDDLE = Shape(32, 100, 32, 128)
-VARIANTS = {
-    "plain": {},
-    "reset_before": {"reset_after": False},
-    "no_bias": {"use_bias": False},
-    "backwards": {"go_backwards": True},
-    "relu": {"activation": "relu"},
-    "softmax": {"activation": "softmax"},
-    "hard_sigmoid": {"recurrent_activation": "hard_sigmoid"},
-    "last_output": {"return_sequences": False},
-    "recurrent_dropout": {"recurrent_dropout": 0.1, "seed": 0},
-    "masked": {},
-    "right_padded": {},
-}
+from .variants import VARIANTS, Subject
 
 
 def build(shape, dtype="float32", **kwargs):
@@ -29,17 +15,6 @@ def build(shape, dtype="float32", **kwargs):
     layer = numbagru.GRU(shape.units, **arguments)
     layer.build(data.x.shape)
     return layer, data
-
-
-def mask_of(variant):
-    """Return a mask for the variants that have one."""
-    rng = np.random.default_rng(1)
-    batch, steps = MIDDLE[:2]
-    if variant == "masked":
-        return rng.random((batch, steps)) < 0.7
-    if variant == "right_padded":
-        return np.arange(steps) < rng.integers(1, steps + 1, (batch, 1))
-    return None
 
 
 class Forward:
@@ -56,23 +31,19 @@ class Forward:
 
 
 class Variants:
-    params = tuple(VARIANTS)
+    params = ("plain", *VARIANTS)
     param_names = ("variant",)
 
     def setup(self, variant):
-        self.layer, data = build(MIDDLE, **VARIANTS[variant])
-        self.x = data.x
-        self.dy = data.dy[:, -1] if variant == "last_output" else data.dy
-        self.arguments = {"mask": mask_of(variant), "training": True}
+        self.subject = Subject(Shape(32, 100, 32, 128), variant)
         self.time_call(variant)
         self.time_training_step(variant)
 
     def time_call(self, variant):
-        self.layer(self.x, **self.arguments)
+        self.subject.inference()
 
     def time_training_step(self, variant):
-        _, pullback = self.layer.vjp(self.x, **self.arguments)
-        pullback(self.dy)
+        self.subject.training()
 
 
 class Step:

@@ -35,7 +35,6 @@ VARIANTS = {
     "right_padded": ({}, 1.3),
     "recurrent_dropout": ({"recurrent_dropout": 0.1, "seed": 0}, 2),
 }
-PLAIN = {}
 
 
 class Subject:
@@ -45,7 +44,7 @@ class Subject:
         import numbagru
 
         data = make_data(shape, dtype)
-        arguments, _ = VARIANTS.get(name, (PLAIN, None))
+        arguments = {} if name == "plain" else VARIANTS[name][0]
         arguments = {"return_sequences": True, "dtype": dtype} | arguments
         self.layer = numbagru.GRU(shape.units, **arguments)
         self.layer.build(data.x.shape)
@@ -90,9 +89,7 @@ def main():
     parser.add_argument("--threads", type=int, default=len(usable_cpus()))
     parser.add_argument("--seconds", type=float, default=0.05, help="of each turn")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument(
-        "--quick", action="store_true", help="one shape, for a moment"
-    )  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="one, for a moment")
     options = parser.parse_args()
     restrict(options.threads)
     os.environ.update(environment(options.threads))  # Numba is not imported yet

@@ -240,6 +240,19 @@ def test_stateful_pieces_equal_the_whole():
     np.testing.assert_array_equal(np.concatenate(parts, 1), y)
 
 
+@pytest.mark.parametrize("options", [{}, {"return_sequences": True}])
+@pytest.mark.parametrize("return_state", [False, True])
+def test_what_a_stateful_layer_returns_belongs_to_the_caller(options, return_state):
+    x = random(3, 8, 2)
+    layer = GRU(4, stateful=True, return_state=return_state, **options)
+    for _ in range(3):
+        out = layer(x)
+        recorded = layer.states[0].numpy().copy()
+        for array in out if return_state else [out]:
+            array[...] = 0
+        np.testing.assert_array_equal(layer.states[0], recorded)
+
+
 def test_recorded_states():
     layer = GRU(2, stateful=True, return_state=True)
     assert layer.states is None
