@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from numbagru.kernels import backward_cpu, forward_cpu, plain_cpu
@@ -74,16 +75,33 @@ def refusals(row: Row, problem: Problem) -> Iterator[str]:
             yield reason
 
 
-def select(problem: Problem) -> Row:
+def select(given: Problem) -> Row:
     """Return the first row that nothing rules out."""
-    return next(row for row in KERNELS if not any(refusals(row, problem)))
+    return next(row for row in KERNELS if not any(refusals(row, given)))
 
 
-def explain(problem: Problem) -> str:
+def problem(config: Any) -> Problem:
+    """Take from a `GRUConfig` what the choice depends on."""
+    if config.device == "cuda":
+        raise RuntimeError(
+            "device='cuda' was requested, but this version has kernels for the CPU "
+            "only. Pass device='auto' or device='cpu'."
+        )
+    activations = config.activation, config.recurrent_activation
+    return Problem(activations, config.use_cudnn is not False)
+
+
+@lru_cache
+def family(config: Any) -> Row:
+    """Return the row for a `GRUConfig`, which is remembered by its identity."""
+    return select(problem(config))
+
+
+def explain(given: Problem) -> str:
     """Say which kernel runs and what ruled out each faster one."""
     lines = []
     for row in KERNELS:
-        reasons = list(refusals(row, problem))
+        reasons = list(refusals(row, given))
         if not reasons:
             return "\n".join([f"{row.name}: {row.why}", *lines])
         lines += [f"  not {row.name}: {reason}" for reason in reasons]

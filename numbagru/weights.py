@@ -1,0 +1,211 @@
+"""Weights, and calls prepared from them: what calls have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from numbagru import dispatch, operands
+from numbagru.kernels import forward_cpu, panels
+from numbagru.kernels.call import REAL
+from numbagru.kernels.threads import get_num_threads
+
+
+class Weights:
+    """The weights of one GRU, and what kernels derive from them.
+
+    Immutable: make another one when a weight changes.
+
+    Parameters
+    ----------
+    kernel : ndarray (F, 3 U)
+        Gates z, r, candidate.
+    recurrent_kernel : ndarray (U, 3 U)
+    bias : ndarray (2, 3 U), (3 U,) or None
+        Input and recurrent bias, or the input bias alone.
+    reset_after : bool
+        Which of the two shapes `bias` has.
+    """
+
+    def __init__(
+        self,
+        kernel: np.ndarray,
+        recurrent_kernel: np.ndarray,
+        bias: np.ndarray | None,
+        reset_after: bool,
+    ) -> None:
+        self.kernel = _contiguous(kernel, kernel.dtype)
+        self.recurrent_kernel = _contiguous(recurrent_kernel, recurrent_kernel.dtype)
+        self.bias = None if bias is None else _contiguous(bias, kernel.dtype)
+        self.reset_after = reset_after
+        self._prepared: tuple[Any, Callable[..., Any]] | None = None
+        self._fits: Any = None  # the config that was checked last
+        # Packed for the forward pass alone, and for both; then the other is dropped.
+        self._packed: np.ndarray | None = None
+        self._packed_both: np.ndarray | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is made again on demand."""
+        kept = ("kernel", "recurrent_kernel", "bias", "reset_after")
+        made_again = dict.fromkeys(("_prepared", "_fits", "_packed", "_packed_both"))
+        return {**{name: self.__dict__[name] for name in kept}, **made_again}
+
+    @cached_property
+    def sum_bias(self) -> np.ndarray:
+        """Where the sums start (4, U): z, r, candidate's input and recurrent part."""
+        W = self.kernel
+        U = self.recurrent_kernel.shape[0]
+        return panels.sum_bias(REAL[W.dtype], self._flat_bias, U)
+
+    @property
+    def _flat_bias(self) -> np.ndarray:
+        if self.bias is None:
+            return operands.nothing(1, self.kernel.dtype)
+        return self.bias.reshape(-1)
+
+    def packed(self, training: bool, threads: int) -> np.ndarray:
+        """Give what tiles take, for the forward and, if `training`, the backward pass.
+
+        It is packed (kernels/panels.py) at the first request, on at most `threads`
+        threads.
+        """
+        found = self._packed_both
+        if found is None and not training:
+            found = self._packed
+        if found is None:
+            W, R, bias = self.kernel, self.recurrent_kernel, self._flat_bias
+            found = panels.pack(W, R, bias, training, threads)
+            if training:
+                self._packed, self._packed_both = None, found
+            else:
+                self._packed = found
+        return found
+
+    def inference(self, config: Any) -> Inference | None:
+        """Prepare calls with a config; None where the general call is needed."""
+        family = dispatch.family(config)
+        self.check(config)
+        plain = not (config.go_backwards or config.time_major)
+        ours = family.forward is forward_cpu.forward
+        return Inference(config, self) if plain and ours else None
+
+    def call(self, config: Any) -> Callable[..., Any]:
+        """Give `Inference.call` for a config; the last one is remembered."""
+        prepared = self._prepared  # which another thread may replace at any time
+        if prepared is None or prepared[0] is not config:
+            inference = self.inference(config)
+            call = _general if inference is None else inference.call
+            prepared = self._prepared = (config, call)
+        return prepared[1]
+
+    def check(self, config: Any) -> None:
+        """Refuse the config of another layer: kernels trust shapes and types."""
+        if self._fits is config:
+            return
+        W, R, bias = self.kernel, self.recurrent_kernel, self.bias
+        U, dtype = config.units, np.dtype(config.dtype)
+        bias_shape = (2, 3 * U) if config.reset_after else (3 * U,)
+        expected = (3 * U,), (U, 3 * U), bias_shape if config.use_bias else None
+        found = W.shape[1:], R.shape, None if bias is None else bias.shape
+        if found != expected or W.dtype != dtype or R.dtype != dtype:
+            raise ValueError(
+                f"`weights` must have shapes (features, {3 * U}), {expected[1]} and "
+                f"{expected[2]}, and dtype {config.dtype}, to fit the layer. Received: "
+                f"{W.shape}, {R.shape} and {found[2]}, {W.dtype} and {R.dtype}"
+            )
+        self._fits = config
+
+
+class Inference:
+    """The tile kernels called with sequences and states, everything else bound before.
+
+    A step of one row takes the kernel a microsecond; the checks and allocations of the
+    general call take thirty.
+    """
+
+    def __init__(self, config: Any, weights: Weights) -> None:
+        self.dtype = np.dtype(config.dtype)
+        self.units = config.units
+        self.run = forward_cpu.prepare(
+            config.activation,
+            config.recurrent_activation,
+            config.reset_after,
+            REAL[self.dtype],
+            weights.packed(False, threads_of(config)),
+            config.units,
+            lambda: threads_of(config),
+        )
+        self.no_sequence = np.empty((0, 0, 0), self.dtype)
+        self.call = self._caller(config, weights.kernel.shape[0])
+
+    def _caller(self, config: Any, features: int) -> Callable[..., Any]:
+        """Make ``call(x, h0)``: outputs as of `gru`, None where x or h0 needs more.
+
+        A closure, because looking up ten attributes takes a tenth of the call.
+        """
+        run, dtype, units = self.run, self.dtype, self.units
+        sequences = config.return_sequences
+        both = config.return_state and not sequences
+        no_sequence = self.no_sequence
+        no_state, no_work = np.empty((0, 0), dtype), np.empty(0, dtype)
+        ndarray, empty = np.ndarray, np.empty
+
+        def call(x: Any, h0: Any = None) -> tuple[Any, Any, Any] | None:
+            if type(x) is not ndarray or x.dtype is not dtype or x.ndim != 3:
+                return None
+            B, T, F = x.shape
+            flags = x.flags
+            if features != F or not flags.c_contiguous or not flags.aligned:
+                return None
+            if h0 is None:
+                h0 = no_state
+            elif (
+                type(h0) is not ndarray
+                or h0.dtype is not dtype
+                or h0.shape != (B, units)
+                or not h0.flags.c_contiguous
+                or not h0.flags.aligned
+            ):
+                return None
+            y = empty((B, T, units), dtype) if sequences else no_sequence
+            last = empty((B, units), dtype)
+            # Without a mask the last output is the state.
+            state = empty((B, units), dtype) if both else last
+            run(x, h0, y, last, state, no_work)
+            return last, (y if sequences else None), state
+
+        return call
+
+    def stepper(self, x: np.ndarray, state: np.ndarray, output: np.ndarray) -> Any:
+        """Make ``step()``: one step from x (B, 1, F), which updates the state (B, U).
+
+        All arrays are used again and again, and so is the memory to work with.
+        """
+        work = np.empty(
+            forward_cpu.work_size(REAL[self.dtype], len(x), self.units), self.dtype
+        )
+        run, none = self.run, self.no_sequence
+
+        def step() -> None:
+            run(x, state, none, output, state, work)
+
+        return step
+
+
+def _contiguous(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if array.flags.c_contiguous and array.dtype is dtype:
+        return array
+    return np.ascontiguousarray(array, dtype)
+
+
+def _general(x: Any, h0: Any) -> None:
+    """Stand for `Inference.call` where every call needs the general one."""
+
+
+def threads_of(config: Any) -> int:
+    """How many threads a layer's call may use."""
+    most = get_num_threads()
+    return most if config.threads is None else min(most, config.threads)
