@@ -45,7 +45,8 @@ Where things are
     tiles, panels             tiles of any number of rows, and weights packed for them
     team, threads             several threads in a kernel, and where they come from
     memory                    what one call after the other works with
-    forward_*, backward_*     the register-tile kernels; *_cpu has loops and entries
+    forward_*, backward_*     the register-tile kernels: *_cpu has the entries, *_rows
+                              and *_parts the loops, *_step what a step does
     weight_gradients          what backward adds up: parts of rows, and their sum
     plain_cpu                 plain loops for everything
 """

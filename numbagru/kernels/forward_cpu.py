@@ -1,273 +1,36 @@
-"""Forward on register tiles, for every scalar activation and mask.
+"""The forward kernels on register tiles, and how a call is divided among threads.
 
-In parallel: blocks of rows, each with its own loop over time, no synchronisation.
-In registers: a tile of rows x panels x gates over the whole chain of products.
-In L1: the scratch in which a tile's sums become gates and the next state.
-For backward: four numbers per unit and step, and the states (kernels/__init__.py).
+forward_rows.py has their loops.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
 
-from numbagru._jit import Kernel, routine, section, variant_routine
+from numbagru._jit import Kernel
 from numbagru.gates import (
     SECTIONS,
 )
-from numbagru.kernels.atomics import address_of, numbers_at, words_at
 from numbagru.kernels.call import REAL, Call, Outputs, bound, rows_by_end
-from numbagru.kernels.forward_arrays import (
-    arrays,
-    bare_arrays,
-    note_active,
-    padded_units,
-    row_of,
-    take_inputs,
-    take_inputs_per_gate,
-    take_states_per_gate,
-)
-from numbagru.kernels.forward_step import (
-    make_projection,
-    make_step_reset_after,
-    make_step_reset_before,
-    tiles_of,
-)
-from numbagru.kernels.record import record
+from numbagru.kernels.forward_rows import FORWARD_ROWS, HOISTED_FROM, INFERENCE_ROWS
 from numbagru.kernels.simd import (
-    aligned,
-    at,
-    clear,
-    copy,
-    hold,
-    most_rows,
     pointer,
-    tile_size,
     tile_size_of,
-    vector_lanes,
-    widest_vectors,
 )
 from numbagru.kernels.team import (
-    OWN,
     OWN_ALIGNED,
-    SHARED,
-    TOGETHER,
-    enter,
-    is_first,
-    leave,
-    meet,
-    next_item,
-    share_of,
     sharing,
-    turn,
 )
 from numbagru.kernels.threads import NOBODY, WORD_ARRAY, run
 from numbagru.kernels.variant import variant
 from numbagru.kernels.vector_ir import lanes, padded
 
-
-@routine
-def shared_size(n, V, width, per_gate):
-    """Count what a block of n rows keeps.
-
-    h, h_new, inner, multipliers of h per gate, seen and a vector of zeros.
-    """
-    return (6 if per_gate else 3) * n * V + n + width
-
-
-# A row alone has its inputs multiplied for so many steps at once, from so many on.
-_HOISTED_STEPS, _HOISTED_FROM = 8, 16
-
-
-@routine
-def _begin(a, b, n, h, seen, drops, gate_stride):
-    """Fetch the initial states of a block, and their multipliers."""
-    V = padded_units(a)
-    for i in range(n):
-        seen[i] = 1 if a.first_is_state else 0
-        if a.has_h0:
-            copy(at(h, i * V), at(a.h0, row_of(a, b + i) * a.U), a.U)
-        if gate_stride > 0:
-            for g in range(3):
-                given = at(a.h_drop, (g * a.B + row_of(a, b + i)) * a.U)
-                for u in range(a.U):
-                    drop = given[u] if a.drops_h else 1
-                    drops[g * gate_stride + i * V + u] = drop
-
-
-@routine
-def _mark_seen(a, n, active, seen):
-    """Note which rows have an output now."""
-    if a.masked:
-        for i in range(n):
-            if active[i] != 0:
-                seen[i] = 1
-
-
-@routine
-def _repeat(target, h, U, blank):
-    if blank:
-        clear(target, U)
-    else:
-        copy(target, h, U)
-
-
-@routine
-def _end_row(a, slot, t, h, seen):
-    """Hand over a final state; outputs of the steps that are left repeat the last."""
-    row, U = row_of(a, slot), a.U
-    copy(at(a.state, row * U), h, U)
-    if a.T == 0:
-        copy(at(a.last, row * U), h, U)
-    elif t < a.T:
-        blank = a.zero_output or seen[0] == 0
-        _repeat(at(a.last, row * U), h, U, blank)
-        if a.wanted:
-            for step in range(t, a.T):
-                _repeat(at(a.y, row * a.y_row + step * a.y_step), h, U, blank)
-
-
-@routine
-def _still_going(a, own, b, n, t, h, seen):
-    """End the rows without a step at t or after it; count the others."""
-    V = padded_units(a)
-    while n > 0 and (t == a.T or (a.masked and a.ends[b + n - 1] <= t)):
-        n -= 1
-        if is_first(own):
-            _end_row(a, b + n, t, at(h, n * V), at(seen, n))
-    return n
-
-
-@routine
-def _hoists(a, n):
-    """Whether a block's inputs are multiplied some steps ahead."""
-    return n == 1 and not a.masked and a.T > 1 and a.F >= _HOISTED_FROM
-
-
-def _rows_of(reset_after, per_gate, arrays):
-    """Make the loop over blocks of rows, and in each over time."""
-    general = arrays is not bare_arrays  # without it Numba compiles less
-    make_step = make_step_reset_after if reset_after else make_step_reset_before
-    step, project = make_step(per_gate), make_projection(candidate=reset_after)
-
-    @section
-    def block(a, act, rec, words, own, scratch, private, shared, b, n, start):
-        V = padded_units(a)
-        h = shared
-        h_new = at(h, n * V)
-        inner = at(h_new, n * V)
-        drops = at(inner, n * V)
-        seen = at(drops, 3 * n * V if per_gate else 0)
-        zeros = at(seen, n)
-        active, inputs = private, at(private, n)
-        gate_states = at(inputs, 3 * n * a.F)
-        hoisting = not per_gate and _hoists(a, n)
-        projected = at(zeros, vector_lanes(a.x))
-        x_gate, h_gate = (n * a.F, n * V) if per_gate else (0, 0)
-        x, x_row = inputs, a.F
-        if start == 0:
-            clear(shared, shared_size(n, V, vector_lanes(a.x), per_gate))
-            _begin(a, b, n, h, seen, drops, h_gate)
-        elif start % 2 == 1:
-            h, h_new = h_new, h
-        t = start
-        n = _still_going(a, own, b, n, t, h, seen)
-        while n > 0:
-            hs = h
-            if general:
-                if a.masked or per_gate:
-                    note_active(a, b, n, t, active)
-                if per_gate:
-                    hs = gate_states
-                    take_inputs_per_gate(a, b, n, t, inputs, x_gate, active)
-                    take_states_per_gate(n, V, h, drops, hs, h_gate)
-                elif a.masked:
-                    take_inputs(a, b, n, t, inputs, active)
-            if not (a.masked or per_gate):
-                x, x_row = at(a.x, b * a.x_row + t * a.x_step), a.x_row
-            F, starts = a.F, a.bias
-            if hoisting:
-                ahead = t % _HOISTED_STEPS
-                if ahead == 0:
-                    first, stop = share_of(own, V // vector_lanes(a.x), 1)
-                    count = min(_HOISTED_STEPS, a.T - t)
-                    project(a, b, t, count, first, stop, scratch, projected)
-                    meet(words, own)
-                F, starts = 0, at(projected, ahead * 4 * V)
-            step(
-                a, act, rec, words, own, b, n, t, x, x_row, x_gate, F, starts, hs,
-                h_gate, drops, scratch, inner, h, h_new, active, seen, zeros,
-            )  # fmt: skip
-            h, h_new = h_new, h
-            if general:
-                _mark_seen(a, n, active, seen)
-            if turn(words, own, t):
-                t += 1
-                n = _still_going(a, own, b, n, t, h, seen)
-            else:
-                n = 0
-
-    @variant_routine(reset_after, per_gate, general)
-    def rows(words, helper, data):
-        widest_vectors()
-        rows, act, rec, x = data[0], data[1], data[2], data[3]
-        given = data[-1]
-        a = record(arrays(data))
-        B = x.shape[0]
-        width = vector_lanes(a.x)
-        V = padded_units(a)
-        n = min(rows, B)
-        tiles = 1 if reset_after else V // width * tiles_of(n, most_rows(a.x))
-        scratch_size = SECTIONS * tile_size(a.x) * tiles
-        private_size = 0
-        if per_gate:
-            private_size = n * (1 + 3 * a.F + 3 * V)
-        elif a.masked:
-            private_size = n * (1 + a.F)
-        needed = OWN_ALIGNED + scratch_size + private_size
-        needed += shared_size(n, V, width, per_gate)
-        if not per_gate and _hoists(a, n):
-            needed += _HOISTED_STEPS * 4 * V
-        use_given = not helper and given.size >= needed
-        work = given if use_given else np.empty(needed, x.dtype)
-        begin = aligned(pointer(work))
-        own = words_at(address_of(begin))
-        scratch = at(begin, OWN)
-        clear(scratch, scratch_size)
-        private = at(scratch, scratch_size)
-        shared = at(private, private_size)
-        together = words[TOGETHER] != 0
-        if together and not helper:
-            words[SHARED] = address_of(shared)
-        start = enter(words, helper, own)
-        if together and helper:
-            shared = numbers_at(shared, words[SHARED])
-        b = 0 if together else next_item(words, -1) * rows
-        while start >= 0 and b < B:
-            n = min(rows, B - b)
-            block(a, act, rec, words, own, scratch, private, shared, b, n, start)
-            b = B if together else next_item(words, b // rows) * rows
-        leave(words, helper, own)
-        hold(work)
-
-    return rows
-
-
-# Made for the variants by reset_after and, in general, dropout per gate.
-_FORWARD = {
-    key: _rows_of(*key, arrays) for key in itertools.product((True, False), repeat=2)
-}
-
-
-_INFERENCE = {(after,): _rows_of(after, False, bare_arrays) for after in (True, False)}
-
-
-_run_forward, _run_inference = sharing(_FORWARD), sharing(_INFERENCE)
+_run_forward, _run_inference = sharing(FORWARD_ROWS), sharing(INFERENCE_ROWS)
 
 
 def forward_kernel(
@@ -385,7 +148,7 @@ _TOGETHER = ((2, 8_000), (8, 32_000))
 def plan(B: int, T: int, F: int, U: int, most: int) -> Plan:
     """Plan a forward pass on at most `most` threads."""
     # Inputs that are multiplied ahead take about a quarter of the time.
-    ahead = B == 1 and F >= _HOISTED_FROM
+    ahead = B == 1 and F >= HOISTED_FROM
     products = U * (U + (F // 4 if ahead else F))
     if most > 1 and B * T * products >= _PARALLEL_FROM:
         if T > 1 and any(b > B and products >= least for b, least in _TOGETHER):

@@ -1,0 +1,349 @@
+"""Backward on register tiles, for every scalar activation and mask.
+
+In parallel (kernels/threads.py): parts of rows; each adds up its own weight gradients,
+and weight_gradients.py adds the parts in order. A part goes through its rows in blocks,
+and a block through time in chunks of some hundred samples (row and step), backward:
+    per step   gates from what was saved, gradients of the sums (gates.py), products
+               with the transposed weights for the old state and the inputs
+    per chunk  products of inputs and states with those gradients, which are still in
+               the cache, into accumulators packed like the weights
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from numbagru._jit import routine, section, variant_routine
+from numbagru.gates import (
+    D_SECTIONS,
+)
+from numbagru.kernels.atomics import address_of, numbers_at, words_at
+from numbagru.kernels.backward_arrays import (
+    GROUP,
+    arrays,
+    counts,
+    cut_memory,
+    rounded_up,
+    steps_at_once,
+    sums_row,
+)
+from numbagru.kernels.backward_products import (
+    add_chunk,
+    add_to_dh,
+    add_to_dh_per_gate,
+    input_gradient,
+    input_gradient_per_gate,
+)
+from numbagru.kernels.backward_step import (
+    make_step_reset_after,
+    make_step_reset_before,
+    pack_inputs,
+    pack_inputs_per_gate,
+)
+from numbagru.kernels.forward_arrays import row_of
+from numbagru.kernels.record import record
+from numbagru.kernels.simd import (
+    aligned,
+    ask_for,
+    at,
+    clear,
+    copy,
+    hold,
+    pointer,
+    tile_size,
+    vector_lanes,
+    widest_vectors,
+)
+from numbagru.kernels.team import (
+    OWN,
+    OWN_ALIGNED,
+    SHARED,
+    TOGETHER,
+    enter,
+    is_first,
+    leave,
+    meet,
+    next_item,
+    share_of,
+    turn,
+)
+from numbagru.kernels.weight_gradients import give_biases
+
+# A chunk's samples fit into half of a 1 MiB second-level cache, within these bounds: of
+# wide layers 256, since all gradients are fetched from further away once per chunk.
+_CHUNK_BYTES = 2**19
+_FEWEST_SAMPLES, _MOST_SAMPLES = 256, 512
+_MOST_BLOCK_ROWS = 32
+
+
+@routine
+def _capacity(T, F, U, width, size, rows):
+    """Count the samples of a chunk: whole steps of `rows` rows."""
+    per_sample = (5 * rounded_up(U, width) + F) * size
+    fit = max(_FEWEST_SAMPLES, min(_MOST_SAMPLES, _CHUNK_BYTES // per_sample))
+    return max(1, min(T, fit // rows)) * rows
+
+
+@routine
+def _take_output_gradient(a, w, own, b, i, t):
+    """Add the gradient of this step's output to that of the state it came from."""
+    U, V = a.U, w.V
+    width = vector_lanes(a.x)
+    panel, stop_panel = share_of(own, V // width, 1)
+    start, stop = panel * width, min(U, stop_panel * width)
+    last = a.has_d_last and t == a.T - 1
+    row = row_of(a, b + i)
+    dh, carried = at(w.dh, i * V), at(w.d_output, i * V)
+    d_y = at(a.d_y, row * a.d_y_row + t * a.d_y_step)
+    if a.has_d_y:
+        for u in range(start, stop, width):
+            ask_for(at(d_y, u - a.d_y_step))  # what the next step takes
+    d_last = at(a.d_last, row * U)
+    if not a.masked:
+        if a.has_d_y:
+            for u in range(start, stop):
+                dh[u] += d_y[u]
+        if last:
+            for u in range(start, stop):
+                dh[u] += d_last[u]
+        return
+    active = counts(a, b + i, t)
+    repeats = not (active or a.zero_output)
+    reaches = active or (t == 0 and a.first_is_state and not a.zero_output)
+    for u in range(start, stop):
+        d = carried[u]
+        if last:
+            d += d_last[u]
+        if a.has_d_y:
+            d += d_y[u]
+        if reaches:
+            dh[u] += d
+        carried[u] = d if repeats else 0
+
+
+@routine
+def _going_at(a, b, n, total, t):
+    """Count a block's rows with a step at t or after it, n or more."""
+    while n < total and (not a.masked or a.ends[b + n] > t):
+        n += 1
+    return n
+
+
+@routine
+def _enter_rows(a, w, own, b, n, total, t):
+    """Start with the rows whose last step is t, below 0 the rest; count all by now.
+
+    Their outputs after t repeat an earlier one; the inputs there have no gradient.
+    """
+    going = _going_at(a, b, n, total, t)
+    if a.masked:
+        for i in range(n, going):
+            for step in range(a.T - 1, t, -1):
+                _take_output_gradient(a, w, own, b, i, step)
+                if is_first(own):
+                    d_x = at(a.d_x, row_of(a, b + i) * a.d_x_row + step * a.d_x_step)
+                    clear(d_x, a.F)
+    return going
+
+
+@routine
+def _before(a, b, total, capacity, step_number):
+    """Count what a chunk has before a step, as the loop of a block does.
+
+    And say whether there were chunks before that one.
+    """
+    n, samples, onward = 0, 0, False
+    for step in range(step_number):
+        n = _going_at(a, b, n, total, a.T - 1 - step)
+        samples += n
+        if samples + total > capacity:
+            samples, onward = 0, True
+    return samples, onward
+
+
+def _block_of(reset_after, per_gate):
+    """Make the loop of one block of rows back through time."""
+    step = (make_step_reset_after if reset_after else make_step_reset_before)(per_gate)
+    gates = 3 if reset_after else 2
+
+    @section
+    def block(
+        a, w, act, rec, d_act, d_rec, words, own, b, total, at_once, capacity, start,
+        onward,
+    ):  # fmt: skip
+        T, U = a.T, a.U
+        if start == 0:
+            _begin(a, w, b, total)
+            if per_gate:
+                _take_multipliers(a, w, b, total)
+        # Who enters late begins after the gates of a step.
+        step_number = max(0, start - 1)
+        n = _going_at(a, b, 0, total, T - step_number) if start > 0 else 0
+        samples, chunks = _before(a, b, total, capacity, step_number)
+        onward = onward or chunks
+        stays = True
+        while stays and step_number < T:
+            t = T - 1 - step_number
+            # While some still read the gradients of steps others write the next ones.
+            slots = 2 * at_once if words[TOGETHER] != 0 else at_once
+            slot = step_number % slots
+            e = at(w.e, slot * total * w.e_row)
+            if step_number >= start:
+                n = _enter_rows(a, w, own, b, n, total, t)
+                for i in range(n):
+                    _take_output_gradient(a, w, own, b, i, t)
+                if is_first(own) and per_gate:
+                    pack_inputs_per_gate(a, w, b, n, t, samples, capacity)
+                elif is_first(own):
+                    pack_inputs(a, w, b, n, t, samples, capacity)
+                step(
+                    a, w, act, rec, d_act, d_rec, words, own, e, b, n, t, samples,
+                    capacity,
+                )  # fmt: skip
+                stays = turn(words, own, step_number)
+            else:
+                n = _going_at(a, b, n, total, t)
+            if stays:
+                if per_gate:
+                    add_to_dh_per_gate(a, w, own, n, e, gates)
+                    input_gradient_per_gate(a, w, own, e, b, n, t)
+                else:
+                    add_to_dh(a, w, own, n, e, gates * U)
+                    steps = slot % at_once + 1
+                    if steps == at_once or t == 0:
+                        oldest = at(e, (1 - steps) * total * w.e_row)
+                        input_gradient(a, w, own, oldest, b, n, t, steps)
+                samples += n
+                if samples + total > capacity or t == 0:
+                    add_chunk(
+                        a, w, own, reset_after, per_gate, capacity, samples, onward
+                    )  # fmt: skip
+                    samples, onward = 0, True
+                    meet(words, own)
+            step_number += 1
+        if stays:
+            _enter_rows(a, w, own, b, n, total, -1)
+            _give_initial(a, w, own, b, total)
+
+    return block
+
+
+@routine
+def _give_initial(a, w, own, b, n):
+    """Hand over the gradients of the initial states."""
+    width = vector_lanes(a.x)
+    U, V = a.U, w.V
+    first, stop = share_of(own, V // width, 1)
+    start, end = first * width, min(U, stop * width)
+    for i in range(n):
+        target = at(a.d_h0, row_of(a, b + i) * U + start)
+        copy(target, at(w.dh, i * V + start), max(0, end - start))
+
+
+@routine
+def _take_multipliers(a, w, b, n):
+    """Fetch the multipliers of the states."""
+    U, V = a.U, w.V
+    for g in range(3):
+        for i in range(n):
+            target = at(w.drops, (g * w.rows + i) * V)
+            given = at(a.h_drop, (g * a.B + row_of(a, b + i)) * U)
+            for u in range(V):
+                target[u] = given[u] if a.drops_h and u < U else 1
+
+
+@routine
+def _begin(a, w, b, n):
+    """Take the gradients of the final states."""
+    U, V = a.U, w.V
+    clear(w.dh, n * V)
+    clear(w.d_output, n * V)
+    for i in range(n):
+        row = row_of(a, b + i)
+        if a.has_d_state:
+            copy(at(w.dh, i * V), at(a.d_state, row * U), U)
+        if a.T == 0 and a.has_d_last:
+            for u in range(U):
+                w.dh[i * V + u] += a.d_last[row * U + u]
+
+
+def _parts_of(reset_after, per_gate):
+    """Make the loop over parts, and in each over its blocks."""
+    block = _block_of(reset_after, per_gate)
+
+    @variant_routine(reset_after, per_gate)
+    def parts(words, helper, data):
+        widest_vectors()
+        rows_per_part, act, rec, d_act, d_rec, x = data[:6]
+        d_W, d_R, d_bias, gradients = data[-4:]
+        direct = gradients.size == 0
+        a = record(arrays(data))
+        width = vector_lanes(a.x)
+        F, U = a.F, a.U
+        V = rounded_up(U, width)
+        rows = min(rows_per_part, _MOST_BLOCK_ROWS)
+        at_once = steps_at_once(rows, a.masked, per_gate)
+        capacity = _capacity(a.T, F, U, width, x.itemsize, rows)
+        states = rounded_up(V, GROUP) // GROUP
+        groups = rounded_up(F, GROUP) // GROUP + states
+        factors = groups if reset_after else groups + states
+        drop_rows = 0
+        if per_gate:
+            factors, drop_rows = 3 * groups, 3 * rows
+        private = OWN_ALIGNED + D_SECTIONS * tile_size(a.x)
+        together = words[TOGETHER] != 0
+        total = private
+        if not (together and helper):
+            total += (
+                V * capacity * 4 + factors * capacity * GROUP
+                + rows * 3 * V + drop_rows * V
+                + at_once * rows * (2 * sums_row(U, width) + rounded_up(F, width))
+                + 4 * V
+            )  # fmt: skip
+        memory = np.empty(total, x.dtype)
+        begin = aligned(pointer(memory))
+        own = words_at(address_of(begin))
+        s = at(begin, OWN)
+        clear(s, private - OWN_ALIGNED)
+        shared = at(s, private - OWN_ALIGNED)
+        if together and not helper:
+            words[SHARED] = address_of(shared)
+        start = enter(words, helper, own)
+        if together and helper:
+            shared = numbers_at(shared, words[SHARED])
+        k = 0 if together else next_item(words, -1)
+        while start >= 0 and k < gradients.shape[0]:
+            part = at(pointer(gradients), k * gradients.shape[1])
+            work = cut_memory(
+                a, s, shared, pointer(d_W), pointer(d_R), part, direct, rows, at_once,
+                capacity, groups, factors, drop_rows,
+            )  # fmt: skip
+            w = record(work)
+            first, stop = k * rows_per_part, min(a.B, (k + 1) * rows_per_part)
+            if a.T == 0 or first == stop:
+                clear(part, gradients.shape[1])
+            for b in range(first, stop, rows):
+                n = min(rows, stop - b)
+                block(
+                    a, w, act, rec, d_act, d_rec, words, own, b, n, at_once, capacity,
+                    start, b > first,
+                )  # fmt: skip
+            if direct and is_first(own):
+                give_biases(w.bias, d_bias, U, width)
+            k = gradients.shape[0] if together else next_item(words, k)
+        leave(words, helper, own)
+        hold(memory)
+        hold(gradients)
+        hold(d_W)
+        hold(d_R)
+        hold(d_bias)
+
+    return parts
+
+
+# By reset_after and dropout per gate.
+BACKWARD_PARTS = {
+    key: _parts_of(*key) for key in itertools.product((True, False), repeat=2)
+}
