@@ -133,7 +133,8 @@ def gru(
     outputs : ndarray (B, T, U) or None
         In processing order; None unless ``config.return_sequences``.
     state : ndarray (B, U)
-        May be the same array as `last_output` unless the config returns both.
+        Unless the config returns it, it may be the same array as `last_output`, and
+        both a view of `outputs`.
 
     Raises
     ------

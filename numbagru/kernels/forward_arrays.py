@@ -52,6 +52,7 @@ class Arrays(NamedTuple):
     wanted: Any
     last: Any
     state: Any
+    ending: Any  # whether those two are wanted
     saved: Any
     states: Any
     saving: Any  # gates and states
@@ -80,8 +81,8 @@ def arrays(data):
         pointer(x_drop), x_drop.size > 0, pointer(h_drop), h_drop.size > 0, x.shape[0],
         zero_output, first_is_state,
         pointer(y), y.strides[0] // size, y.strides[1] // size, y.size > 0,
-        pointer(last), pointer(state), pointer(saved), pointer(states), saved.size > 0,
-        states.size > 0,
+        pointer(last), pointer(state), last.size > 0, pointer(saved), pointer(states),
+        saved.size > 0, states.size > 0,
     )  # fmt: skip
 
 
@@ -104,6 +105,7 @@ class BareArrays(NamedTuple):
     wanted: Any
     last: Any
     state: Any
+    ending: Any  # whether those two are wanted
     # Never read, but compiled.
     mask: Any
     order: Any
@@ -130,7 +132,7 @@ def bare_arrays(data):
         none, x.strides[0] // size, x.strides[1] // size,
         pointer(h0), h0.size > 0, weights, at(weights, bias),
         pointer(y), y.strides[0] // size, y.strides[1] // size, y.size > 0,
-        pointer(last), pointer(state),
+        pointer(last), pointer(state), last.size > 0,
         none, no_rows, no_rows, none, none, none, none,
     )  # fmt: skip
 

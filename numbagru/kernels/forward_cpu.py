@@ -48,7 +48,7 @@ def forward_kernel(
 def inference_kernel(
     variant, act, rec, rows, x, h0, packed, y, last, state, work, words
 ):
-    """Run all rows; from zeros where h0 is empty."""
+    """Run all rows; from zeros where h0 is empty, last and state only if not empty."""
     data = rows, act, rec, x, h0, packed, y, last, state, work
     _run_inference(variant, pointer(words), data)
 

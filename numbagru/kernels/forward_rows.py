@@ -111,7 +111,8 @@ def _repeat(target, h, U, blank):
 def _end_row(a, slot, t, h, seen):
     """Hand over a final state; outputs of the steps that are left repeat the last."""
     row, U = row_of(a, slot), a.U
-    copy(at(a.state, row * U), h, U)
+    if a.ending:
+        copy(at(a.state, row * U), h, U)
     if a.T == 0:
         copy(at(a.last, row * U), h, U)
     elif t < a.T:

@@ -140,7 +140,7 @@ def _finish(
         y = at(a.y, t * a.y_step + first)
         _give(a, y, a.y_row, a.y_step, m, panels, b, h_new, V, U - first, active, seen,
               zeros)  # fmt: skip
-    if t == T - 1:
+    if a.ending and t == T - 1:
         last, here = at(a.last, first), np.intp(0)
         _give(a, last, U, here, m, panels, b, h_new, V, U - first, active, seen, zeros)
     if a.keeping:

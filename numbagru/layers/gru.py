@@ -93,9 +93,7 @@ class GRU(RNN):
                 config, cell._packed or cell.packed, sequences, initial_state, mask
             )
             if config.stateful:
-                # Unless all outputs are returned, the caller gets the state itself.
-                own = config.return_sequences and not config.return_state
-                recorded.adopt(state if own else state.copy())
+                recorded.adopt(state.copy())  # the caller may get it, or a view of it
             output = outputs if config.return_sequences else last
             return self._returns((output, state)) if config.return_state else output
         if not self.built:
