@@ -70,7 +70,8 @@ def _call(
         x = np.ascontiguousarray(x * factor)
     if config.go_backwards:
         x, mask = x[:, ::-1], mask[:, ::-1]
-    return Call(config, x, h0, mask, weights, x_drop, h_drop), factor
+    switches = bool(config.zero_output_for_mask), config.masked_output == "state"
+    return Call(config, x, h0, mask, weights, x_drop, h_drop, switches), factor
 
 
 _NOTHING_SAVED = (0, 0, 0, 0), (0, 0, 0)

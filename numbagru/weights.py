@@ -174,7 +174,7 @@ class Inference:
                 return None
             y = empty((B, T, units), dtype) if sequences else no_sequence
             if last_in_y and T > 0:
-                # 8192 rows, one step, 32 units: 0.51 ms with arrays of their own.
+                # 8192 rows, one step, 32 units: 0.46 ms; 0.51 with arrays of their own.
                 run(x, h0, y, no_last, no_last, no_work)
                 last = y[:, -1]
                 return last, y, last

@@ -1,5 +1,6 @@
 """Compiling once, keeping it on disk, and never using what is out of date."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -224,6 +225,21 @@ def test_stamp_changes_with_every_source(copied, monkeypatch, change):
     assert stamp() == before
     change(copied)
     assert stamp() != before
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_compiling_leaves_collections_as_they_were(frozen):
+    def nothing(array):
+        pass
+
+    kernel = Kernel(nothing, lambda real: (types.Array(real, 1, "C"),))
+    if frozen:
+        gc.freeze()
+    try:
+        kernel.entry(types.float32)
+        assert (gc.get_freeze_count() > 0) == frozen
+    finally:
+        gc.unfreeze()
 
 
 PACK = """

@@ -22,20 +22,16 @@ class Call(NamedTuple):
     x: np.ndarray
     h0: np.ndarray
     mask: np.ndarray
-    weights: Any  # functional.Weights
+    weights: Any  # weights.Weights
     x_drop: np.ndarray
     h_drop: np.ndarray
+    # Whether masked steps give zeros, and whether those before any active one give h0.
+    switches: tuple[bool, bool]
 
     @property
     def per_gate(self) -> bool:
         """Whether each gate has dropout of its own."""
         return self.x_drop.size > 0 or self.h_drop.size > 0
-
-    @property
-    def switches(self) -> tuple[bool, bool]:
-        """Whether outputs of masked steps are zero, and those before the first h0."""
-        config = self.config
-        return bool(config.zero_output_for_mask), config.masked_output == "state"
 
 
 def activations(config: Any, slopes: bool) -> tuple[list[Any], list[types.Type]]:
