@@ -147,7 +147,8 @@ def generator(seed: Seed) -> np.random.Generator:
         state = check_state((check_seed(seed), 0))
     else:
         state = check_state(seed)
-    return np.random.default_rng(state)
+    # What default_rng(state) makes, in two thirds of the time.
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(state)))
 
 
 def dropout_mask(
@@ -182,9 +183,16 @@ def dropout_mask(
     """
     sizes, dtype = check_shape(shape), check_dtype(dtype)
     rate = finite_number(rate, "rate", "a number in [0, 1]", lambda p: 0 <= p <= 1)
-    kept = generator(seed_state).random(sizes) < 1 - rate
-    # The quotient is taken in `dtype`, as Keras does: rounding 1 / (1 - rate) from
-    # float64 differs in the last bit for some rates.
-    one = dtype.type(1)
-    scale = one / dtype.type(1 - rate) if rate < 1 else one
-    return np.multiply(kept, scale, dtype=dtype)
+    mask = np.empty(sizes, dtype)
+    fill_dropout_mask(mask, rate, generator(seed_state))
+    return mask
+
+
+def fill_dropout_mask(mask: np.ndarray, rate: float, rng: np.random.Generator) -> None:
+    """Write what `dropout_mask` returns, without its checks."""
+    kept = rng.random(mask.shape) < 1 - rate
+    # The quotient is taken in the mask's type, as Keras does: rounding 1 / (1 - rate)
+    # from float64 differs in the last bit for some rates.
+    real = mask.dtype.type
+    scale = real(1) / real(1 - rate) if rate < 1 else real(1)
+    np.multiply(kept, scale, out=mask)

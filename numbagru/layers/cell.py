@@ -17,7 +17,7 @@ from numbagru.layers.dialects import from_dict, to_dict, to_own_dict
 from numbagru.layers.saving import register
 from numbagru.layers.structure import add_gradients, flatten_cotangent
 from numbagru.layers.variable import RandomState, Variable
-from numbagru.random import SeedGenerator, dropout_mask
+from numbagru.random import SeedGenerator, fill_dropout_mask, generator
 
 
 @register()
@@ -277,11 +277,10 @@ class GRUCell(Layer):
         """Draw one mask, or `count` in a row; None where nothing is dropped."""
         if not rate:
             return None
-        masks = [
-            dropout_mask(shape, rate, self.seed_generator.next(), self.dtype)
-            for _ in range(count or 1)
-        ]
-        return np.stack(masks) if count else masks[0]
+        masks = np.empty((count or 1, *shape), self.dtype)
+        for mask in masks:
+            fill_dropout_mask(mask, rate, generator(self.seed_generator))
+        return masks if count else masks[0]
 
     def _call_masks(
         self, rows: int, features: int, training: bool | None, steps: tuple[int, ...]
