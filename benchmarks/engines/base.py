@@ -58,7 +58,12 @@ class Numbagru(Engine):
         return {"": lambda: (layer(data.x),)}
 
     def training(self, data):
-        """Set weights, call with `vjp`, pull the cotangent back."""
+        """Set weights, call with `vjp`, pull the cotangent back.
+
+        Or do so without a layer, in a function of the weights, as on JAX.
+        """
+        from numbagru.functional import Weights, gru_vjp
+
         layer = self.layer(data)
 
         def step():
@@ -67,4 +72,10 @@ class Numbagru(Engine):
             gradients = pullback(data.dy)
             return y, gradients.inputs, *gradients.weights
 
-        return {"": step}
+        def function():
+            weights = Weights(*data.weights, layer.reset_after)
+            (_, y, _), pullback = gru_vjp(layer.config, weights, data.x)
+            gradients = pullback(None, data.dy)
+            return y, gradients.inputs, *gradients[2:]
+
+        return {"layer": step, "function": function}
