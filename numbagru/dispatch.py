@@ -14,7 +14,6 @@ from numbagru.kernels import backward_cpu, forward_cpu, plain_cpu
 class Problem:
     """What the choice of a kernel depends on."""
 
-    activations: tuple[Any, Any]
     fused: bool
 
 
@@ -36,14 +35,6 @@ class Row:
     checks: tuple[Check, ...] = ()
 
 
-def _scalar_activations(problem: Problem) -> str | None:
-    names = sorted({f"'{act.name}'" for act in problem.activations if act.rowwise})
-    if names:
-        needs = "needs" if len(names) == 1 else "need"
-        return f"{' and '.join(names)} {needs} all units of a row at once"
-    return None
-
-
 def _fused(problem: Problem) -> str | None:
     return None if problem.fused else "use_cudnn=False forbids the fused kernels"
 
@@ -55,7 +46,7 @@ KERNELS = (
         forward_cpu.forward,
         backward_cpu.backward,
         forward_cpu.saved_shapes,
-        (_fused, _scalar_activations),
+        (_fused,),
     ),
     Row(
         "cpu_plain",
@@ -87,8 +78,7 @@ def problem(config: Any) -> Problem:
             "device='cuda' was requested, but this version has kernels for the CPU "
             "only. Pass device='auto' or device='cpu'."
         )
-    activations = config.activation, config.recurrent_activation
-    return Problem(activations, config.use_cudnn is not False)
+    return Problem(config.use_cudnn is not False)
 
 
 @lru_cache

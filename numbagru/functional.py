@@ -210,7 +210,8 @@ def rows_per_part(B: int, T: int, F: int, U: int, itemsize: int) -> int:
     part of few steps takes more rows: adding up the parts is most of the work there.
     """
     together = 8 if U >= 128 else 2
-    if together >= B:
+    few = U >= 128 and B * T <= _FEWEST_SAMPLES
+    if together >= B or few:
         return max(1, B)
     least = 8 if U < 64 else 16 if U < 256 else 32
     if 2 * least >= B:

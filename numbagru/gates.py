@@ -7,8 +7,8 @@ kernels' work. ``reset_after=True`` is arXiv:1406.1078v1 (and cuDNN),
 
 A kernel brings the sums of a row, or of a tile of rows, in a scratch of sections n
 numbers apart; one step turns the first `count` of each into gates and the next state in
-place. n and `count` are multiples of `BLOCK`; `units` is the length of a row for
-activations that act on all of it (tiles have none of those). One contiguous buffer,
+place. n and `count` are multiples of `BLOCK`. For activations that act on all of a row,
+a section has rows of `units`, `line(units)` apart. One contiguous buffer,
 unsigned indices and inner loops of constant length are what lets LLVM vectorise; a
 constant n, after merging into the tile kernels, saves it the checks for overlap and the
 scalar copy of the loop behind them.
@@ -20,8 +20,8 @@ import numpy as np
 
 from numbagru._jit import routine, scalar, section
 from numbagru.activations.compiled import (
-    apply_row,
-    chain_row,
+    apply_rows,
+    chain_rows,
     evaluate,
     of_input,
     slope,
@@ -72,10 +72,9 @@ def d_product(d, a, b):
 
 
 @routine
-def _gates(rec, s, n, units):
-    """Gates from sums where that takes a row at a time; `evaluate` does the others."""
-    apply_row(rec, s, Z * n, units)
-    apply_row(rec, s, R * n, units)
+def line(units):
+    """From row to row of a section that has whole rows."""
+    return (units + D_BLOCK - 1) // D_BLOCK * D_BLOCK
 
 
 @scalar
@@ -92,7 +91,7 @@ def _gate(act, s, place, sums, i):
 @section
 def next_state(act, s, n, count, units):
     """From the sum in HH, the gate in Z and the old state in H to the next state."""
-    apply_row(act, s, HH * n, units)
+    apply_rows(act, s, HH * n, count, units, D_BLOCK)
     z, h = np.uintp(Z * n), np.uintp(H * n)
     hh, hh_sum = np.uintp(HH * n), np.uintp(HH_SUM * n)
     for block in range(0, count, BLOCK):
@@ -104,7 +103,8 @@ def next_state(act, s, n, count, units):
 @section
 def step_reset_after(act, rec, s, n, count, units):
     """One step from all four sums."""
-    _gates(rec, s, n, units)
+    apply_rows(rec, s, Z * n, count, units, D_BLOCK)
+    apply_rows(rec, s, R * n, count, units, D_BLOCK)
     z, z_sum = np.uintp(Z * n), np.uintp(Z_SUM * n)
     r, r_sum = np.uintp(R * n), np.uintp(R_SUM * n)
     hh, recurrent = np.uintp(HH * n), np.uintp(RECURRENT * n)
@@ -120,7 +120,8 @@ def step_reset_after(act, rec, s, n, count, units):
 @section
 def gates_reset_before(rec, s, n, count, units):
     """From sums to gates and r * h_tm1, whose product the kernel then adds to HH."""
-    _gates(rec, s, n, units)
+    apply_rows(rec, s, Z * n, count, units, D_BLOCK)
+    apply_rows(rec, s, R * n, count, units, D_BLOCK)
     z, z_sum = np.uintp(Z * n), np.uintp(Z_SUM * n)
     r, r_sum = np.uintp(R * n), np.uintp(R_SUM * n)
     h, recurrent = np.uintp(H * n), np.uintp(RECURRENT * n)
@@ -179,14 +180,7 @@ def d_next_state(act, rec, d_act, s, n, count, units):
                 s[d + i], _value(rec, s[z + i]), s[h + i], _value(act, s[hh + i])
             )
             s[d_hh + i] = d_value * slope(d_act, s[hh + i])
-    chain_row(d_act, s, HH * n, D_HH * n, units)
-
-
-@routine
-def _through_gates(d_rec, s, n, units):
-    """Turn gradients of z and r into those of their sums, where rows are needed."""
-    chain_row(d_rec, s, Z * n, D_Z * n, units)
-    chain_row(d_rec, s, R * n, D_R * n, units)
+    chain_rows(d_act, s, HH * n, D_HH * n, count, units, D_BLOCK)
 
 
 @section
@@ -204,7 +198,8 @@ def d_step_reset_after(act, rec, d_act, d_rec, s, n, count, units):
             )
             s[d_r + i] = d_reset * slope(d_rec, s[r + i])
             s[d_z + i] = s[d_z + i] * slope(d_rec, s[z + i])
-    _through_gates(d_rec, s, n, units)
+    chain_rows(d_rec, s, Z * n, D_Z * n, count, units, D_BLOCK)
+    chain_rows(d_rec, s, R * n, D_R * n, count, units, D_BLOCK)
 
 
 @section
@@ -222,4 +217,5 @@ def d_gates_reset_before(rec, d_rec, s, n, count, units):
             s[d + i] += d_h
             s[d_r + i] = d_reset * slope(d_rec, s[r + i])
             s[d_z + i] = s[d_z + i] * slope(d_rec, s[z + i])
-    _through_gates(d_rec, s, n, units)
+    chain_rows(d_rec, s, Z * n, D_Z * n, count, units, D_BLOCK)
+    chain_rows(d_rec, s, R * n, D_R * n, count, units, D_BLOCK)

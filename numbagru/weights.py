@@ -10,7 +10,7 @@ import numpy as np
 
 from numbagru import dispatch, operands
 from numbagru.kernels import forward_cpu, panels
-from numbagru.kernels.call import REAL
+from numbagru.kernels.call import REAL, whole_rows
 from numbagru.kernels.threads import get_num_threads
 
 
@@ -84,12 +84,17 @@ class Weights:
                 self._packed = found
         return found
 
+    @property
+    def packed_for_training(self) -> bool:
+        """Whether `packed` has what the backward pass takes."""
+        return self._packed_both is not None
+
     def inference(self, config: Any) -> Inference | None:
         """Prepare calls with a config; None where the general call is needed."""
         family = dispatch.family(config)
         self.check(config)
         plain = not (config.go_backwards or config.time_major)
-        ours = family.forward is forward_cpu.forward
+        ours = family.forward is forward_cpu.forward and not whole_rows(config)
         return Inference(config, self) if plain and ours else None
 
     def call(self, config: Any) -> Callable[..., Any]:

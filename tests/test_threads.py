@@ -24,6 +24,8 @@ SHAPES = [(1, 40, 33, 130), (5, 9, 3, 70), (8, 12, 40, 65), (40, 6, 9, 64)]
 VARIANTS = [
     {"reset_after": True, "dtype": "float32"},
     {"reset_after": False, "dtype": "float64"},
+    {"reset_after": True, "dtype": "float32", "activation": "softmax"},
+    {"reset_after": False, "dtype": "float32", "recurrent_activation": "softmax"},
 ]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit, typeof, types
 from numba.core.dispatcher import Dispatcher
 
-from numbagru.activations.compiled import Builtin, apply_rows, chain_rows
+from numbagru.activations.compiled import Builtin, activate, pull_back
 from numbagru.activations.formulas import OF_INPUT, ROWWISE, SCALAR
 
 __all__ = ["Activation", "get", "serialize"]
@@ -120,7 +120,7 @@ class Activation:
     def __call__(self, x: Any) -> np.ndarray:
         """Apply to an array; softmax and its kin along the last axis."""
         y = _flat(x)
-        apply_rows(self.forward_argument, y, self._width(x))
+        activate(self.forward_argument, y, self._width(x))
         return y.reshape(np.shape(x))
 
     def pullback(self, x: Any, y: Any, dy: Any) -> np.ndarray:
@@ -128,7 +128,7 @@ class Activation:
         act = self.backward_argument
         v = _flat(x if not self.builtin or self.name in OF_INPUT else y)
         both = np.concatenate([v, _flat(dy, v.dtype)])
-        chain_rows(act, both, self._width(x))
+        pull_back(act, both, self._width(x))
         return both[v.size :].reshape(np.shape(x))
 
     def _width(self, x: Any) -> int:

@@ -24,29 +24,32 @@ from numbagru.activations.formulas import OF_INPUT, ROWWISE, SCALAR
 
 
 def evaluate(act, x):
-    """In compiled code: act(x); x itself for a row-wise act, which `apply_row` does."""
+    """In compiled code: act(x); x itself for a row-wise act, see `apply_rows`."""
     raise TypeError("`evaluate` runs in compiled code only. Call the Activation.")
 
 
 def slope(d_act, v):
     """In compiled code: the derivative where the output is v.
 
-    Where the input is v, if `of_input`; 1 for a row-wise act, which `chain_row` does.
+    Where the input is v, if `of_input`; 1 for a row-wise act, which `chain_rows` does.
     """
     raise TypeError("`slope` runs in compiled code only. See Activation.pullback.")
 
 
-def apply_row(act, s, start, n):
-    """In compiled code: apply a row-wise act to ``s[start:start + n]``."""
-    raise TypeError("`apply_row` runs in compiled code only.")
+def apply_rows(act, s, start, count, n, block):
+    """In compiled code: apply a row-wise act to the rows in ``s[start:start + count]``.
 
-
-def chain_row(act, s, v, g, n):
-    """In compiled code: pull the gradient ``s[g:g + n]`` back through a row-wise act.
-
-    ``s[v:v + n]`` are its outputs. Does nothing for the others.
+    They have n numbers each and whole blocks of memory. Does nothing for the others.
     """
-    raise TypeError("`chain_row` runs in compiled code only.")
+    raise TypeError("`apply_rows` runs in compiled code only.")
+
+
+def chain_rows(act, s, v, g, count, n, block):
+    """In compiled code: pull gradients back through a row-wise act, rows as there.
+
+    The gradients start at g, the outputs at v. Does nothing for the others.
+    """
+    raise TypeError("`chain_rows` runs in compiled code only.")
 
 
 def of_input(act):
@@ -106,20 +109,30 @@ def _slope(d_act, v):
     return lambda d_act, v: type(v)(d_act(v))
 
 
-@overload(apply_row)
-def _apply_row(act, s, start, n):
-    if _is_rowwise(act):
-        row = ROWWISE[act.activation][0]
-        return lambda act, s, start, n: row(s, start, n)
-    return lambda act, s, start, n: None
+@overload(apply_rows)
+def _apply_rows(act, s, start, count, n, block):
+    if not _is_rowwise(act):
+        return lambda act, s, start, count, n, block: None
+    row = ROWWISE[act.activation][0]
+
+    def rows(act, s, start, count, n, block):
+        for i in range(start, start + count, (n + block - 1) // block * block):
+            row(s, i, n)
+
+    return rows
 
 
-@overload(chain_row)
-def _chain_row(act, s, v, g, n):
-    if _is_rowwise(act):
-        row = ROWWISE[act.activation][1]
-        return lambda act, s, v, g, n: row(s, v, g, n)
-    return lambda act, s, v, g, n: None
+@overload(chain_rows)
+def _chain_rows(act, s, v, g, count, n, block):
+    if not _is_rowwise(act):
+        return lambda act, s, v, g, count, n, block: None
+    row = ROWWISE[act.activation][1]
+
+    def rows(act, s, v, g, count, n, block):
+        for i in range(0, count, (n + block - 1) // block * block):
+            row(s, v + i, g + i, n)
+
+    return rows
 
 
 @overload(of_input)
@@ -130,19 +143,17 @@ def _of_input(act):
 
 
 @njit(**OPTIONS)
-def apply_rows(act, s, width):
+def activate(act, s, width):
     """Apply act to an array of rows."""
-    for start in range(0, s.size, width):
-        apply_row(act, s, start, width)
+    apply_rows(act, s, 0, s.size, width, 1)
     for i in range(s.size):
         s[i] = evaluate(act, s[i])
 
 
 @njit(**OPTIONS)
-def chain_rows(act, s, width):
+def pull_back(act, s, width):
     """Multiply the second half of s, gradients, by the slopes at the first."""
     half = s.size // 2
-    for start in range(0, half, width):
-        chain_row(act, s, start, half + start, width)
+    chain_rows(act, s, 0, half, half, width, 1)
     for i in range(half):
         s[half + i] = s[half + i] * slope(act, s[i])

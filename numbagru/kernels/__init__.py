@@ -44,9 +44,12 @@ Where things are
     register_tiles            sums that stay in registers
     tiles, panels             tiles of any number of rows, and weights packed for them
     team, threads             several threads in a kernel, and where they come from
+    ways                      which way to divide a call turns out to be the fastest
     memory                    what one call after the other works with
     forward_*, backward_*     the register-tile kernels: *_cpu has the entries, *_rows
-                              and *_parts the loops, *_step what a step does
+                              and *_parts the loops, *_step what a step does; for
+                              activations that need all units, forward_whole_rows
+    one_step                  training over one step of few rows, nothing packed
     weight_gradients          what backward adds up: parts of rows, and their sum
     plain_cpu                 plain loops for everything
 """

@@ -5,11 +5,15 @@ backward_parts.py has its loops.
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import numpy as np
 from numba import types
 
 from numbagru._jit import Kernel
-from numbagru.kernels.backward_parts import BACKWARD_PARTS
+from numbagru.kernels import one_step
+from numbagru.kernels.backward_parts import backward_parts
 from numbagru.kernels.call import (
     REAL,
     Call,
@@ -27,9 +31,10 @@ from numbagru.kernels.team import (
 )
 from numbagru.kernels.threads import WORD_ARRAY, run
 from numbagru.kernels.vector_ir import lanes
+from numbagru.kernels.ways import Plan, Ways
 from numbagru.kernels.weight_gradients import collect, make_parts
 
-_run_backward = sharing(BACKWARD_PARTS)
+_run_backward = sharing(backward_parts)
 
 
 def backward_kernel(
@@ -64,9 +69,23 @@ BACKWARD = Kernel(backward_kernel, _signature)
 # Products of a number and three weights per step, from which on meeting in each step
 # pays, and per sequence, from which on a second thread does.
 _TOGETHER_FROM = 12_000
+# Others come into a single step when its gates are done.
+_TOGETHER_IN_ONE_STEP_FROM = 500_000
 _PARALLEL_FROM = 50_000
 
 _NO_PARTS = {dtype: np.empty((1, 0), dtype) for dtype in REAL}
+
+
+@functools.lru_cache
+def _ways(entry: Any, B: int, T: int, F: int, U: int, parts: int, most: int) -> Ways:
+    """Plan calls of a kernel's entry on at most `most` threads."""
+    products = B * U * (F + U)
+    parallel = T * products >= _PARALLEL_FROM
+    apart = Plan(min(most, parts) if parallel else 1, B, False)
+    least = _TOGETHER_FROM if T > 1 else _TOGETHER_IN_ONE_STEP_FROM
+    if most > 1 and parts == 1 and products >= least:
+        return Ways(Plan(most, B, True), apart)
+    return Ways(apart)
 
 
 def backward(
@@ -78,6 +97,9 @@ def backward(
     most: int,
 ) -> None:
     """Run the backward kernel on at most `most` threads."""
+    if rows_per_part >= call.x.shape[0] and one_step.suits(call):
+        one_step.backward(call, given, out, results)
+        return
     entry, first = bound(BACKWARD, call.config, call.per_gate, slopes=True)
     (B, T, F), U = call.x.shape, call.h0.shape[1]
     count = max(1, -(-B // rows_per_part))  # no rows: gradients of zero
@@ -87,16 +109,12 @@ def backward(
     gradients = _NO_PARTS[call.x.dtype]
     if not direct:
         gradients = make_parts(count, F, U, call.x.dtype)
+    ways = _ways(entry, *call.x.shape, U, count, most)
     arguments = (
         *first, call.x, call.h0, call.mask, *rows_by_end(call.mask),
         packed, call.x_drop, call.h_drop, *call.switches, *given,
         out.saved, out.states, rows_per_part, *results, gradients,
     )  # fmt: skip
-    products = B * U * (F + U)
-    together = count == 1 and T > 1 and products >= _TOGETHER_FROM
-    threads = most
-    if not together:
-        threads = min(most, count) if T * products >= _PARALLEL_FROM else 1
-    run(entry, arguments, threads, together)
+    ways.run(lambda plan: run(entry, arguments, plan.threads, plan.together))
     if not direct:
         collect(gradients, results, most)

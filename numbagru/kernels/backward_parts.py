@@ -11,13 +11,14 @@ and a block through time in chunks of some hundred samples (row and step), backw
 
 from __future__ import annotations
 
-import itertools
+import functools
 
 import numpy as np
 
 from numbagru._jit import routine, section, variant_routine
 from numbagru.gates import (
     D_SECTIONS,
+    line,
 )
 from numbagru.kernels.atomics import address_of, numbers_at, words_at
 from numbagru.kernels.backward_arrays import (
@@ -36,12 +37,8 @@ from numbagru.kernels.backward_products import (
     input_gradient,
     input_gradient_per_gate,
 )
-from numbagru.kernels.backward_step import (
-    make_step_reset_after,
-    make_step_reset_before,
-    pack_inputs,
-    pack_inputs_per_gate,
-)
+from numbagru.kernels.backward_step import make_step_reset_after, make_step_reset_before
+from numbagru.kernels.backward_tile import pack_inputs, pack_inputs_per_gate
 from numbagru.kernels.forward_arrays import row_of
 from numbagru.kernels.record import record
 from numbagru.kernels.simd import (
@@ -75,7 +72,8 @@ from numbagru.kernels.weight_gradients import give_biases
 # wide layers 256, since all gradients are fetched from further away once per chunk.
 _CHUNK_BYTES = 2**19
 _FEWEST_SAMPLES, _MOST_SAMPLES = 256, 512
-_MOST_BLOCK_ROWS = 32
+# Of few steps more rows, so that a chunk has some samples.
+_MOST_BLOCK_ROWS, _MOST_BLOCK_ROWS_OF_A_STEP = 32, 64
 
 
 @routine
@@ -163,9 +161,10 @@ def _before(a, b, total, capacity, step_number):
     return samples, onward
 
 
-def _block_of(reset_after, per_gate):
+def _block_of(reset_after, per_gate, whole_rows):
     """Make the loop of one block of rows back through time."""
-    step = (make_step_reset_after if reset_after else make_step_reset_before)(per_gate)
+    make_step = make_step_reset_after if reset_after else make_step_reset_before
+    step = make_step(per_gate, whole_rows)
     gates = 3 if reset_after else 2
 
     @section
@@ -269,11 +268,12 @@ def _begin(a, w, b, n):
                 w.dh[i * V + u] += a.d_last[row * U + u]
 
 
-def _parts_of(reset_after, per_gate):
+@functools.cache
+def backward_parts(reset_after, per_gate, whole_rows):
     """Make the loop over parts, and in each over its blocks."""
-    block = _block_of(reset_after, per_gate)
+    block = _block_of(reset_after, per_gate, whole_rows)
 
-    @variant_routine(reset_after, per_gate)
+    @variant_routine(reset_after, per_gate, whole_rows)
     def parts(words, helper, data):
         widest_vectors()
         rows_per_part, act, rec, d_act, d_rec, x = data[:6]
@@ -283,7 +283,8 @@ def _parts_of(reset_after, per_gate):
         width = vector_lanes(a.x)
         F, U = a.F, a.U
         V = rounded_up(U, width)
-        rows = min(rows_per_part, _MOST_BLOCK_ROWS)
+        most = max(_MOST_BLOCK_ROWS, _MOST_BLOCK_ROWS_OF_A_STEP // max(1, a.T))
+        rows = min(rows_per_part, most)
         at_once = steps_at_once(rows, a.masked, per_gate)
         capacity = _capacity(a.T, F, U, width, x.itemsize, rows)
         states = rounded_up(V, GROUP) // GROUP
@@ -292,7 +293,8 @@ def _parts_of(reset_after, per_gate):
         drop_rows = 0
         if per_gate:
             factors, drop_rows = 3 * groups, 3 * rows
-        private = OWN_ALIGNED + D_SECTIONS * tile_size(a.x)
+        section = line(U) if whole_rows else tile_size(a.x)
+        private = OWN_ALIGNED + D_SECTIONS * section
         together = words[TOGETHER] != 0
         total = private
         if not (together and helper):
@@ -341,9 +343,3 @@ def _parts_of(reset_after, per_gate):
         hold(d_bias)
 
     return parts
-
-
-# By reset_after and dropout per gate.
-BACKWARD_PARTS = {
-    key: _parts_of(*key) for key in itertools.product((True, False), repeat=2)
-}

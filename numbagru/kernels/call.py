@@ -33,6 +33,16 @@ class Call(NamedTuple):
         """Whether each gate has dropout of its own."""
         return self.x_drop.size > 0 or self.h_drop.size > 0
 
+    @property
+    def whole_rows(self) -> bool:
+        """Whether an activation takes all units of a row at once."""
+        return whole_rows(self.config)
+
+
+def whole_rows(config: Any) -> bool:
+    """Whether an activation takes all units of a row at once."""
+    return config.activation.rowwise or config.recurrent_activation.rowwise
+
 
 def activations(config: Any, slopes: bool) -> tuple[list[Any], list[types.Type]]:
     """Candidate's and gates' activation for `evaluate`, and their Numba types.
@@ -56,7 +66,7 @@ def bound(
 
     Remembered, because a training step asks twice and each time takes 2 µs.
     """
-    kind = variant(config.reset_after, per_gate)
+    kind = variant(config.reset_after, per_gate, whole_rows(config))
     values, kinds = activations(config, slopes)
     entry = kernel.entry(kind.type, REAL[np.dtype(config.dtype)], *kinds)
     return entry, (kind, *values)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import types
@@ -16,21 +16,24 @@ from numbagru._jit import Kernel
 from numbagru.gates import (
     SECTIONS,
 )
+from numbagru.kernels import one_step
 from numbagru.kernels.call import REAL, Call, Outputs, bound, rows_by_end
-from numbagru.kernels.forward_rows import FORWARD_ROWS, HOISTED_FROM, INFERENCE_ROWS
+from numbagru.kernels.forward_rows import HOISTED_FROM, forward_rows, inference_rows
 from numbagru.kernels.simd import (
     pointer,
     tile_size_of,
 )
 from numbagru.kernels.team import (
+    OWN,
     OWN_ALIGNED,
     sharing,
 )
 from numbagru.kernels.threads import NOBODY, WORD_ARRAY, run
 from numbagru.kernels.variant import variant
 from numbagru.kernels.vector_ir import lanes, padded
+from numbagru.kernels.ways import Plan, Ways
 
-_run_forward, _run_inference = sharing(FORWARD_ROWS), sharing(INFERENCE_ROWS)
+_run_forward, _run_inference = sharing(forward_rows), sharing(inference_rows)
 
 
 def forward_kernel(
@@ -102,7 +105,7 @@ _AGAIN_UP_TO, _AGAIN_FROM_BYTES = 64, 2**23
 
 def saved_shapes(call: Call) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of what a training call saves: gates, and states."""
-    lean = call.mask.size == 0 and not call.per_gate
+    lean = call.mask.size == 0 and not (call.per_gate or call.whole_rows)
     may_repeat = lean and call.config.reset_after
     return _saved_shapes(*call.x.shape, call.h0.shape[1], call.x.dtype, may_repeat)
 
@@ -129,46 +132,45 @@ def block_rows(B: int, U: int, threads: int) -> int:
     return max(1, min(rows, _BLOCK_ROWS if U < _WIDE else _WIDE_BLOCK_ROWS))
 
 
-class Plan(NamedTuple):
-    """How many threads run a call, and how they divide it."""
-
-    threads: int
-    rows: int
-    together: bool
-
-
-# Fewer rows than these work together where the products of a step are as many: one row
-# where that takes longer than meeting (96 units: 118 µs for 100 steps, 150 alone; 64
-# units: 77 against 69), some where reading the weights is most of the work (4 rows of
-# 256 units: 0.52 ms for 50 steps against 0.71 apart and 0.90 alone).
-_TOGETHER = ((2, 8_000), (8, 32_000))
+# Fewer rows than these may work together where the products of a step are as many: one
+# row where that takes longer than meeting (96 units: 118 µs for 100 steps, 150 alone;
+# 64 units: 77 against 69), some where reading the weights is most of the work (4 rows
+# of 256 units: 0.52 ms for 50 steps against 0.71 apart and 0.90 alone; 8 rows of 512
+# units, whose weights lie beyond the second-level cache: 3.3 ms for 100 steps against
+# 4.0 apart, but of 256 units 1.09 against 0.97).
+_TOGETHER = ((2, 8_000), (8, 32_000), (9, 200_000))
 
 
 @functools.lru_cache
-def plan(B: int, T: int, F: int, U: int, most: int) -> Plan:
-    """Plan a forward pass on at most `most` threads."""
+def _ways(entry: Any, B: int, T: int, F: int, U: int, most: int) -> Ways:
+    """Plan calls of a kernel's entry on at most `most` threads."""
     # Inputs that are multiplied ahead take about a quarter of the time.
     ahead = B == 1 and F >= HOISTED_FROM
     products = U * (U + (F // 4 if ahead else F))
-    if most > 1 and B * T * products >= _PARALLEL_FROM:
-        if T > 1 and any(b > B and products >= least for b, least in _TOGETHER):
-            return Plan(most, B, True)
-        if B > 1:
-            rows = block_rows(B, U, most)
-            return Plan(min(most, -(-B // rows)), rows, False)
-    return Plan(1, block_rows(B, U, 1), False)
+    parallel = most > 1 and B * T * products >= _PARALLEL_FROM
+    rows = block_rows(B, U, most if parallel else 1)
+    apart = Plan(min(most, -(-B // rows)) if parallel else 1, rows, False)
+    few = any(b > B and products >= least for b, least in _TOGETHER)
+    if parallel and T > 1 and few:
+        return Ways(Plan(most, B, True), apart)
+    return Ways(apart)
 
 
 def forward(call: Call, out: Outputs, most: int) -> None:
     """Run the forward kernel on at most `most` threads."""
-    threads, rows, together = plan(*call.x.shape, call.h0.shape[1], most)
+    if out.states.size > 0 and one_step.suits(call):
+        one_step.forward(call, out)
+        return
     entry, first = bound(FORWARD, call.config, call.per_gate, slopes=False)
-    packed = call.weights.packed(out.states.size > 0, threads)
-    arguments = (
-        *first, rows, call.x, call.h0, call.mask, *rows_by_end(call.mask),
-        packed, call.x_drop, call.h_drop, *call.switches, *out,
+    ways = _ways(entry, *call.x.shape, call.h0.shape[1], most)
+    packed = call.weights.packed(out.states.size > 0, ways.plans[0].threads)
+    rest = (
+        call.x, call.h0, call.mask, *rows_by_end(call.mask), packed, call.x_drop,
+        call.h_drop, *call.switches, *out,
     )  # fmt: skip
-    run(entry, arguments, threads, together)
+    ways.run(
+        lambda plan: run(entry, (*first, plan.rows, *rest), plan.threads, plan.together)
+    )
 
 
 def prepare(
@@ -197,9 +199,12 @@ def prepare(
                 NOBODY,
             )  # fmt: skip
             return
-        count, rows, together = plan(B, T, F, U, threads())
-        arguments = kind, act, rec, rows, x, h0, packed, y, last, state, work
-        run(entry, arguments, count, together)
+        rest = x, h0, packed, y, last, state, work
+        _ways(entry, B, T, F, U, threads()).run(
+            lambda plan: run(
+                entry, (kind, act, rec, plan.rows, *rest), plan.threads, plan.together
+            )
+        )
 
     return prepared
 
@@ -210,4 +215,4 @@ def work_size(real: types.Float, B: int, units: int) -> int:
     tiles = panels * (B + 3)
     V = panels * lanes(real)
     scratch = SECTIONS * tile_size_of(real) * tiles
-    return OWN_ALIGNED + scratch + 4 * B * V + B + lanes(real)
+    return OWN + OWN_ALIGNED + scratch + 4 * B * V + B + lanes(real)

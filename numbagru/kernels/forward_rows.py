@@ -8,7 +8,7 @@ For backward: four numbers per unit and step, and the states (kernels/__init__.p
 
 from __future__ import annotations
 
-import itertools
+import functools
 
 import numpy as np
 
@@ -28,11 +28,12 @@ from numbagru.kernels.forward_arrays import (
     take_states_per_gate,
 )
 from numbagru.kernels.forward_step import (
-    make_projection,
     make_step_reset_after,
     make_step_reset_before,
+    project,
     tiles_of,
 )
+from numbagru.kernels.forward_whole_rows import make_step_whole_rows, whole_rows_size
 from numbagru.kernels.record import record
 from numbagru.kernels.simd import (
     aligned,
@@ -51,6 +52,7 @@ from numbagru.kernels.team import (
     OWN_ALIGNED,
     SHARED,
     TOGETHER,
+    be_alone,
     enter,
     is_first,
     leave,
@@ -70,8 +72,14 @@ def shared_size(n, V, width, per_gate):
     return (6 if per_gate else 3) * n * V + n + width
 
 
-# A row alone has its inputs multiplied for so many steps at once, from so many on.
+# A row alone has its inputs multiplied for so many steps at once, from so many on. (16
+# or 32 steps: no gain.)
 _HOISTED_STEPS, HOISTED_FROM = 8, 16
+
+# Below so many products of states and weights those steps are the calling thread's: 64
+# units take it 0.3 µs, and two threads 1.1 µs with meeting (Zen 5). Others help with
+# the inputs: 1024 of them, 100 steps in 0.12 ms instead of 0.18.
+_STEPS_ALONE_BELOW = 8_000
 
 
 @routine
@@ -140,14 +148,20 @@ def _hoists(a, n):
     return n == 1 and not a.masked and a.T > 1 and a.F >= HOISTED_FROM
 
 
-def _rows_of(reset_after, per_gate, arrays):
+def _rows_of(reset_after, per_gate, whole_rows, arrays):
     """Make the loop over blocks of rows, and in each over time."""
     general = arrays is not bare_arrays  # without it Numba compiles less
-    make_step = make_step_reset_after if reset_after else make_step_reset_before
-    step, project = make_step(per_gate), make_projection(candidate=reset_after)
+    if whole_rows:
+        step = make_step_whole_rows(reset_after, per_gate)
+    elif reset_after:
+        step = make_step_reset_after(per_gate)
+    else:
+        step = make_step_reset_before(per_gate)
 
     @section
-    def block(a, act, rec, words, own, scratch, private, shared, b, n, start):
+    def block(
+        a, act, rec, words, own, alone, scratch, private, shared, common, b, n, start
+    ):  # fmt: skip
         V = padded_units(a)
         h = shared
         h_new = at(h, n * V)
@@ -158,8 +172,10 @@ def _rows_of(reset_after, per_gate, arrays):
         active, inputs = private, at(private, n)
         gate_states = at(inputs, 3 * n * a.F)
         hoisting = not per_gate and _hoists(a, n)
+        parting = hoisting and a.U * a.U < _STEPS_ALONE_BELOW
         projected = at(zeros, vector_lanes(a.x))
-        x_gate, h_gate = (n * a.F, n * V) if per_gate else (0, 0)
+        drops_x = per_gate and a.drops_x
+        x_gate, h_gate = n * a.F if drops_x else 0, n * V if per_gate else 0
         x, x_row = inputs, a.F
         if start == 0:
             clear(shared, shared_size(n, V, vector_lanes(a.x), per_gate))
@@ -175,35 +191,40 @@ def _rows_of(reset_after, per_gate, arrays):
                     note_active(a, b, n, t, active)
                 if per_gate:
                     hs = gate_states
-                    take_inputs_per_gate(a, b, n, t, inputs, x_gate, active)
                     take_states_per_gate(n, V, h, drops, hs, h_gate)
+                if drops_x:
+                    take_inputs_per_gate(a, b, n, t, inputs, x_gate, active)
                 elif a.masked:
                     take_inputs(a, b, n, t, inputs, active)
-            if not (a.masked or per_gate):
+            if not (a.masked or drops_x):
                 x, x_row = at(a.x, b * a.x_row + t * a.x_step), a.x_row
             F, starts = a.F, a.bias
+            ahead = t % _HOISTED_STEPS
             if hoisting:
-                ahead = t % _HOISTED_STEPS
                 if ahead == 0:
                     first, stop = share_of(own, V // vector_lanes(a.x), 1)
                     count = min(_HOISTED_STEPS, a.T - t)
-                    project(a, b, t, count, first, stop, scratch, projected)
+                    project(a, b, t, count, first, stop, projected)
                     meet(words, own)
                 F, starts = 0, at(projected, ahead * 4 * V)
-            step(
-                a, act, rec, words, own, b, n, t, x, x_row, x_gate, F, starts, hs,
-                h_gate, drops, scratch, inner, h, h_new, active, seen, zeros,
-            )  # fmt: skip
+            if not parting or is_first(own):
+                step(
+                    a, act, rec, words, alone if parting else own, b, n, t, x, x_row,
+                    x_gate, F, starts, hs, h_gate, drops,
+                    common if whole_rows else scratch, inner, h, h_new, active, seen,
+                    zeros,
+                )  # fmt: skip
             h, h_new = h_new, h
             if general:
                 _mark_seen(a, n, active, seen)
-            if turn(words, own, t):
+            apart = parting and ahead + 1 < _HOISTED_STEPS and t + 1 < a.T
+            if apart or turn(words, own, t):
                 t += 1
                 n = _still_going(a, own, b, n, t, h, seen)
             else:
                 n = 0
 
-    @variant_routine(reset_after, per_gate, general)
+    @variant_routine(reset_after, per_gate, whole_rows, general)
     def rows(words, helper, data):
         widest_vectors()
         rows, act, rec, x = data[0], data[1], data[2], data[3]
@@ -213,35 +234,46 @@ def _rows_of(reset_after, per_gate, arrays):
         width = vector_lanes(a.x)
         V = padded_units(a)
         n = min(rows, B)
-        tiles = 1 if reset_after else V // width * tiles_of(n, most_rows(a.x))
+        tiles = 1
+        if not (reset_after or whole_rows):
+            tiles = V // width * tiles_of(n, most_rows(a.x))
         scratch_size = SECTIONS * tile_size(a.x) * tiles
         private_size = 0
         if per_gate:
             private_size = n * (1 + 3 * a.F + 3 * V)
         elif a.masked:
             private_size = n * (1 + a.F)
-        needed = OWN_ALIGNED + scratch_size + private_size
-        needed += shared_size(n, V, width, per_gate)
+        shared_by_all = shared_size(n, V, width, per_gate)
         if not per_gate and _hoists(a, n):
-            needed += _HOISTED_STEPS * 4 * V
+            shared_by_all += _HOISTED_STEPS * 4 * V
+        common_size = whole_rows_size(a) if whole_rows else 0
+        needed = OWN + OWN_ALIGNED + scratch_size + private_size
+        needed += shared_by_all + common_size
         use_given = not helper and given.size >= needed
         work = given if use_given else np.empty(needed, x.dtype)
         begin = aligned(pointer(work))
         own = words_at(address_of(begin))
-        scratch = at(begin, OWN)
+        alone = words_at(address_of(at(begin, OWN)))
+        be_alone(alone)
+        scratch = at(begin, 2 * OWN)
         clear(scratch, scratch_size)
         private = at(scratch, scratch_size)
         shared = at(private, private_size)
+        clear(at(shared, shared_by_all), common_size)
         together = words[TOGETHER] != 0
         if together and not helper:
             words[SHARED] = address_of(shared)
         start = enter(words, helper, own)
         if together and helper:
             shared = numbers_at(shared, words[SHARED])
+        common = at(shared, shared_by_all)
         b = 0 if together else next_item(words, -1) * rows
         while start >= 0 and b < B:
             n = min(rows, B - b)
-            block(a, act, rec, words, own, scratch, private, shared, b, n, start)
+            block(
+                a, act, rec, words, own, alone, scratch, private, shared, common, b, n,
+                start,
+            )  # fmt: skip
             b = B if together else next_item(words, b // rows) * rows
         leave(words, helper, own)
         hold(work)
@@ -249,12 +281,13 @@ def _rows_of(reset_after, per_gate, arrays):
     return rows
 
 
-# Made for the variants by reset_after and, in general, dropout per gate.
-FORWARD_ROWS = {
-    key: _rows_of(*key, arrays) for key in itertools.product((True, False), repeat=2)
-}
+@functools.cache
+def forward_rows(reset_after, per_gate, whole_rows):
+    """Return the loops of a variant; `whole_rows` for row-wise activations."""
+    return _rows_of(reset_after, per_gate, whole_rows, arrays)
 
 
-INFERENCE_ROWS = {
-    (after,): _rows_of(after, False, bare_arrays) for after in (True, False)
-}
+@functools.cache
+def inference_rows(reset_after):
+    """Return those without masks and dropout that save nothing."""
+    return _rows_of(reset_after, False, False, bare_arrays)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from numbagru._jit import routine, section, variant_routine
+from numbagru._jit import routine, section
 from numbagru.gates import (
     BLOCK,
     HH,
@@ -29,6 +29,7 @@ from numbagru.kernels.simd import (
     ask_to_write,
     at,
     compact,
+    copy,
     copy_vector,
     most_rows,
     tile_size,
@@ -39,7 +40,10 @@ from numbagru.kernels.team import (
     share_of,
 )
 from numbagru.kernels.tiles import (
+    ALONE_COLUMNS,
     continue_sums,
+    continue_sums_alone,
+    continue_three,
     step_sums,
     tile_rows,
     write_vector,
@@ -59,7 +63,8 @@ def tiles_of(n, most):
 
 
 @routine
-def _any_active(a, active, m):
+def any_active(a, active, m):
+    """Whether the step counts for one of m rows."""
     result = not a.masked
     if a.masked:
         for i in range(m):
@@ -68,7 +73,7 @@ def _any_active(a, active, m):
 
 
 @routine
-def _load_states(s, size, m, panels, h, V, width):
+def load_states(s, size, m, panels, h, V, width):
     """Bring the old states of a tile into the scratch."""
     for q in range(panels):
         for r in range(m):
@@ -95,7 +100,9 @@ def _give(
 
 
 @routine
-def _save_gates(a, act, rec, s, size, m, panels, first, b, t, V, active):
+def _save_gates(
+    a, act, rec, s, size, s_row, s_panel, m, panels, first, b, t, V, active
+):
     """Keep what the backward pass takes."""
     compact()
     width = vector_lanes(a.x)
@@ -104,7 +111,7 @@ def _save_gates(a, act, rec, s, size, m, panels, first, b, t, V, active):
     for q in range(panels):
         for i in range(m):
             if not a.masked or active[i] != 0:
-                lane = (q * m + i) * width
+                lane = q * s_panel + i * s_row
                 place = ((b + i) * a.T + t) * 4 * V + first + q * width
                 saved = at(a.saved, place)
                 copy_vector(at(saved, Z * V), at(s, z * size + lane))
@@ -116,13 +123,14 @@ def _save_gates(a, act, rec, s, size, m, panels, first, b, t, V, active):
 
 
 @routine
-def _finish(
-    a, act, rec, s, size, m, panels, first_panel, b, t, h, h_new, active, seen, zeros
-):
+def finish(
+    a, act, rec, s, size, s_row, s_panel, m, panels, first_panel, b, t, h, h_new,
+    active, seen, zeros,
+):  # fmt: skip
     """Write what a tile computed: next states, outputs, what is saved.
 
-    h, h_new, active and seen point at the tile's rows; seen is 0 before the first
-    output.
+    s has sections `size` apart, in them rows s_row and panels s_panel apart. h, h_new,
+    active and seen point at the tile's rows; seen is 0 before the first output.
     """
     compact()
     width = vector_lanes(a.x)
@@ -132,7 +140,7 @@ def _finish(
     for q in range(panels):
         for i in range(m):
             place = i * V + q * width
-            value = at(s, H * size + (q * m + i) * width)
+            value = at(s, H * size + q * s_panel + i * s_row)
             if a.masked and active[i] == 0:
                 value = at(h, place)
             copy_vector(at(h_new, place), value)
@@ -150,45 +158,42 @@ def _finish(
                 copy_vector(state, at(h_new, i * V + q * width))
                 ask_to_write(at(state, V))  # where the next step writes
     if a.saving:
-        _save_gates(a, act, rec, s, size, m, panels, first, b, t, V, active)
+        _save_gates(
+            a, act, rec, s, size, s_row, s_panel, m, panels, first, b, t, V, active
+        )
 
 
 @routine
-def _drop_reset_states(s, size, m, width, drops, V):
+def drop_reset_states(s, size, m, width, drops, V):
     """Multiply r * h of a tile."""
     for r in range(m):
         for j in range(width):
             s[RECURRENT * size + r * width + j] *= drops[r * V + j]
 
 
-def make_projection(candidate):
+@routine
+def project(a, b, t, count, first, stop, projected):
     """Make the sums of one row's inputs, several steps at once: rows of a tile.
 
     A step alone reads all weights of the inputs for one row.
     """
-    sums = step_sums(candidate=candidate, per_gate=False)
-
-    @variant_routine(candidate)
-    def project(a, b, t, count, first, stop, s, projected):
-        width, most, size = vector_lanes(a.x), most_rows(a.x), tile_size(a.x)
-        P = (a.U + width - 1) // width
-        w_panel = (a.F + a.U) * 3 * width
-        for p in range(first, stop):
-            w, bias = at(a.panels, p * w_panel), at(a.bias, p * 4 * width)
-            i = 0
-            while i < count:
-                m = tile_rows(count - i, most)
-                x = at(a.x, b * a.x_row + (t + i) * a.x_step)
-                sums(m, 1, x, a.x_step, 0, a.F, x, 0, 0, 0, w, w_panel, bias, s)
-                for r in range(m):
-                    for g in range(4):
-                        target = ((i + r) * P + p) * 4 + g
-                        copy_vector(
-                            at(projected, target * width), at(s, g * size + r * width)
-                        )
-                i += m
-
-    return project
+    width, most = vector_lanes(a.x), most_rows(a.x)
+    P = (a.U + width - 1) // width
+    apart = P * 4 * width
+    for p in range(first, stop):
+        w = at(a.panels, p * (a.F + a.U) * 3 * width)
+        for i in range(count):
+            target = at(projected, i * apart + p * 4 * width)
+            copy(target, at(a.bias, p * 4 * width), 4 * width)
+        i = 0
+        while i < count:
+            m = tile_rows(count - i, most)
+            continue_three(
+                m, at(a.x, b * a.x_row + (t + i) * a.x_step), a.x_step, 1, w, 3 * width,
+                width, a.F, at(projected, i * apart + p * 4 * width), apart, width, 0,
+                True,
+            )  # fmt: skip
+            i += m
 
 
 def make_step_reset_after(per_gate):
@@ -219,16 +224,17 @@ def make_step_reset_after(per_gate):
                 m = tile_rows(n - i, most)
                 count = whole_blocks(m * panels * width)
                 rows, rows_new = at(h, i * V), at(h_new, i * V)
-                if _any_active(a, at(active, i), m):
-                    _load_states(s, size, m, panels, at(rows, p * width), V, width)
+                if any_active(a, at(active, i), m):
+                    load_states(s, size, m, panels, at(rows, p * width), V, width)
                     sums(
                         m, panels, at(x, i * x_row), x_row, x_gate, F, at(hs, i * V), V,
-                        h_gate, U, w, w_panel, bias, s,
+                        h_gate, U, w, w_panel, bias, s, size, width, width,
                     )  # fmt: skip
                     step_reset_after(act, rec, s, size, count, U)
-                _finish(
-                    a, act, rec, s, size, m, panels, p, b + i, t, at(rows, p * width),
-                    at(rows_new, p * width), at(active, i), at(seen, i), zeros,
+                finish(
+                    a, act, rec, s, size, width, m * width, m, panels, p, b + i, t,
+                    at(rows, p * width), at(rows_new, p * width), at(active, i),
+                    at(seen, i), zeros,
                 )  # fmt: skip
                 i += m
             p += panels
@@ -251,8 +257,10 @@ def make_step_reset_before(per_gate):
         V = P * width
         w_panel = (a.F + U) * 3 * width
         panel_scratch = tiles_of(n, most) * size * SECTIONS
-        first_panel, stop = share_of(own, P, 1)
-        for p in range(first_panel, stop):
+        first_panel, stop = share_of(own, P, ALONE if n == 1 and P > ALONE else 1)
+        p = first_panel
+        while p < stop:
+            panels = ALONE if n == 1 and p + ALONE <= stop else 1
             w = at(a.panels, p * w_panel + (a.F - F) * 3 * width)
             bias = at(starts, p * 4 * width)
             start = p * panel_scratch
@@ -260,29 +268,32 @@ def make_step_reset_before(per_gate):
             while i < n:
                 m = tile_rows(n - i, most)
                 count = whole_blocks(m * width)
-                if _any_active(a, at(active, i), m):
-                    s = at(scratch, start)
-                    rows = at(h, i * V)
-                    _load_states(s, size, m, 1, at(rows, p * width), V, width)
+                if any_active(a, at(active, i), m):
                     sums(
-                        m, 1, at(x, i * x_row), x_row, x_gate, F, at(hs, i * V), V,
-                        h_gate, U, w, w_panel, bias, s,
+                        m, panels, at(x, i * x_row), x_row, x_gate, F, at(hs, i * V), V,
+                        h_gate, U, w, w_panel, bias, at(scratch, start), size, width,
+                        panel_scratch,
                     )  # fmt: skip
-                    gates_reset_before(rec, s, size, count, U)
-                    if per_gate:
-                        drop = at(drops, 2 * h_gate + i * V + p * width)
-                        _drop_reset_states(s, size, m, width, drop, V)
-                    for r in range(m):
-                        copy_vector(
-                            at(inner, (i + r) * V + p * width),
-                            at(s, RECURRENT * size + r * width),
-                        )
+                    for q in range(panels):
+                        s = at(scratch, start + q * panel_scratch)
+                        place = i * V + (p + q) * width
+                        load_states(s, size, m, 1, at(h, place), V, width)
+                        gates_reset_before(rec, s, size, count, U)
+                        if per_gate:
+                            drop = at(drops, 2 * h_gate + place)
+                            drop_reset_states(s, size, m, width, drop, V)
+                        for r in range(m):
+                            reset = at(s, RECURRENT * size + r * width)
+                            copy_vector(at(inner, place + r * V), reset)
                 start += size * SECTIONS
                 i += m
+            p += panels
         meet(words, own)
         p = first_panel
         while p < stop:
             panels = 3 if p + 3 <= stop else 1
+            if n == 1 and p + ALONE_COLUMNS <= stop:
+                panels = ALONE_COLUMNS
             w = at(a.panels, p * w_panel + (3 * a.F + 2) * width)
             first = p * panel_scratch
             i = 0
@@ -291,9 +302,13 @@ def make_step_reset_before(per_gate):
                 count = whole_blocks(m * width)
                 rows, rows_new = at(h, i * V), at(h_new, i * V)
                 start = first
-                computed = _any_active(a, at(active, i), m)
-                if computed:
-                    hh = at(scratch, start + HH * size)
+                computed = any_active(a, at(active, i), m)
+                hh = at(scratch, start + HH * size)
+                if computed and panels == ALONE_COLUMNS:
+                    continue_sums_alone(
+                        inner, 1, w, 3 * width, w_panel, U, hh, panel_scratch
+                    )
+                elif computed:
                     continue_sums(
                         m, panels, at(inner, i * V), V, 1, w, 3 * width, w_panel, U, hh,
                         width, panel_scratch, 0, True,
@@ -302,8 +317,8 @@ def make_step_reset_before(per_gate):
                     tile = at(scratch, start)
                     if computed:
                         next_state(act, tile, size, count, U)
-                    _finish(
-                        a, act, rec, tile, size, m, 1, q, b + i, t,
+                    finish(
+                        a, act, rec, tile, size, width, m * width, m, 1, q, b + i, t,
                         at(rows, q * width), at(rows_new, q * width), at(active, i),
                         at(seen, i), zeros,
                     )  # fmt: skip

@@ -114,14 +114,17 @@ def _pack_panels(words, helper, data):
 
 
 @routine
-def _transpose(matrix, first_gate, v, vectors):
-    """Bring as many rows as a vector has into vectors, gate by gate."""
+def transpose(matrix, first_gate, v, vectors):
+    """Bring as many rows as a vector has, the v-th so many, into vectors.
+
+    Gate by gate, with `first_gate` first.
+    """
     rows, U, width = matrix.shape[0], matrix.shape[1] // 3, vector_lanes(matrix)
     count = min(width, rows - v * width)
     whole = U // width * width if count == width else 0
     for g in range(3):
         source = at(pointer(matrix), v * width * 3 * U + (g + first_gate) % 3 * U)
-        target = at(vectors, (v * 3 + g) * U * width)
+        target = at(vectors, g * U * width)
         for u in range(0, whole, width):
             transpose_block(at(target, u * width), at(source, u), 3 * U)
         if count < width:
@@ -147,9 +150,10 @@ def _pack_all(words, helper, data):
         elif item < total:
             v = item - panels
             states = v >= inputs
-            vectors = at(weights, recurrent if states else kernel)
             place = v - inputs if states else v
-            _transpose(R if states else W, 0 if states else 2, place, vectors)
+            vectors = at(weights, recurrent if states else kernel)
+            vectors = at(vectors, place * 3 * U * width)
+            transpose(R if states else W, 0 if states else 2, place, vectors)
     hold(W)
     hold(R)
     hold(bias)

@@ -14,7 +14,6 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from numbagru.kernels.simd import tile_size_of
 from numbagru.kernels.vector_ir import INDEX, Emitter, lanes
 from numbagru.scalar import outlined
 
@@ -23,28 +22,33 @@ from numbagru.scalar import outlined
 def step_tile(rows: int, panels: int, candidate: bool, per_gate: bool) -> Any:
     """Make the tile of one time step: sums of the three gates, for rows x panels.
 
-    ``tile(x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s)``: x and h are
-    `rows` rows apart by x_row and h_row; with `per_gate`, each gate has its own, apart
-    by x_gate and h_gate; w is a packed panel (kernels/panels.py), further panels
-    w_panel on; bias (panels, 4, lanes). Writes s in sections of (panels, rows, lanes),
-    `tile_size` apart: z, r, the candidate's input part and, when `candidate` is set,
-    its recurrent part.
+    ``tile(x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s, s_gate,
+    s_row, s_panel)``: x and h are `rows` rows apart by x_row and h_row; with
+    `per_gate`, each gate has its own, apart by x_gate and h_gate; w is a packed panel
+    (kernels/panels.py), further panels w_panel on; bias (panels, 4, lanes). Writes s in
+    sections s_gate apart, in them rows s_row and panels s_panel apart: z, r, the
+    candidate's input part and, when `candidate` is set, its recurrent part.
     """
 
     @intrinsic
-    def tile(typingctx, x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s):
+    def tile(
+        typingctx, x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s,
+        s_gate, s_row, s_panel,
+    ):  # fmt: skip
         real = x.dtype
         width = lanes(real)
         n = types.intp
-        signature = types.void(x, n, n, n, x, n, n, n, x, n, x, x)
+        signature = types.void(x, n, n, n, x, n, n, n, x, n, x, x, n, n, n)
 
         def codegen(context, builder, signature, args):
-            x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s = args
+            x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias = args[:11]
+            s, s_gate, s_row, s_panel = args[11:]
             emit = Emitter(builder, real)
             grid = [(p, m) for p in range(panels) for m in range(rows)]
 
             def spot(gate, p, m):
-                return emit.move(s, gate * tile_size_of(real) + (p * rows + m) * width)
+                section = emit.move(s, emit.times(s_gate, gate))
+                return emit.move(section, emit.times(s_panel, p), emit.times(s_row, m))
 
             def bias_of(gate):
                 return [

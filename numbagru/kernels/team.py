@@ -142,9 +142,7 @@ def next_item(words, item):
 @routine
 def enter(words, helper, own):
     """Begin to work together: the step to start with, -1 if there is nothing to do."""
-    own[_SIZE] = 1
-    own[_TARGET] = 0
-    own[_ME] = 0
+    be_alone(own)
     if not helper or words[TOGETHER] == 0:
         return 0
     me = add(at(words, JOINED), 1) + 1
@@ -169,6 +167,14 @@ def leave(words, helper, own):
     if not helper and words[TOGETHER] != 0:
         store(at(words, ADMITTED), -own[_SIZE])
         _wait_for_helpers(words)
+
+
+@routine
+def be_alone(own):
+    """Make words of a thread that shares nothing and meets nobody."""
+    own[_SIZE] = 1
+    own[_TARGET] = 0
+    own[_ME] = 0
 
 
 @routine

@@ -39,18 +39,34 @@ def step_sums(candidate: bool, per_gate: bool) -> Any:
 
     @variant_routine(candidate, per_gate)
     def sums(
-        m, panels, x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s
+        m, panels, x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s,
+        s_gate, s_row, s_panel,
     ):  # fmt: skip
         if panels == ALONE:
-            alone(x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s)
+            alone(
+                x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s, s_gate,
+                s_row, s_panel,
+            )  # fmt: skip
         elif m == 8:
-            t8(x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s)
+            t8(
+                x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s, s_gate,
+                s_row, s_panel,
+            )  # fmt: skip
         elif m == 4:
-            t4(x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s)
+            t4(
+                x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s, s_gate,
+                s_row, s_panel,
+            )  # fmt: skip
         elif m == 2:
-            t2(x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s)
+            t2(
+                x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s, s_gate,
+                s_row, s_panel,
+            )  # fmt: skip
         else:
-            t1(x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s)
+            t1(
+                x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s, s_gate,
+                s_row, s_panel,
+            )  # fmt: skip
 
     return sums
 
@@ -74,7 +90,9 @@ def _product(columns, apart):
     return product
 
 
-_onward3, _onward1 = _product(3, False), _product(1, False)
+# ``c += a b`` for m rows and three vectors; without `columns` otherwise as below.
+continue_three = _product(3, False)
+_onward1 = _product(1, False)
 _apart3, _apart2, _apart1 = _product(3, True), _product(2, True), _product(1, True)
 
 
@@ -84,7 +102,7 @@ def continue_sums(
 ):  # fmt: skip
     """``c += a b`` for m rows and 3 or 1 vectors, as `product_tile`."""
     if columns == 3:
-        _onward3(
+        continue_three(
             m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward
         )  # fmt: skip
     else:
@@ -93,9 +111,21 @@ def continue_sums(
         )  # fmt: skip
 
 
+# One row takes so many vectors at a time: with three accumulators each multiply-add
+# would wait for the one before.
+ALONE_COLUMNS = 8
+_alone = product_tile(1, ALONE_COLUMNS, False)
+
+
+@routine
+def continue_sums_alone(a, a_k, b, b_k, b_column, K, c, c_column):
+    """Do the same for one row and `ALONE_COLUMNS` vectors."""
+    _alone(a, 0, a_k, b, b_k, b_column, K, c, 0, c_column, 0, True)
+
+
 @routine
 def add_sums(m, columns, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column):
-    """Do the same for up to 3 vectors, summed up apart."""
+    """``c += a b`` for up to 3 vectors, summed up apart."""
     if columns == 3:
         _apart3(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, 0, True)
     elif columns == 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 from numba import types
@@ -50,6 +50,6 @@ def _unbox_variant(kind, value, context):
     return NativeValue(context.context.get_dummy_value())
 
 
-def body_of(bodies: Mapping[tuple[bool, ...], Any] | Any, kind: types.Type) -> Any:
-    """Return the body of a variant's type; where there is just one, that."""
-    return bodies[kind.choice] if isinstance(kind, VariantType) else bodies
+def body_of(bodies: Callable[..., Any], kind: types.Type) -> Any:
+    """Return the body of a variant's type, which `bodies` makes; else `bodies`."""
+    return bodies(*kind.choice) if isinstance(kind, VariantType) else bodies

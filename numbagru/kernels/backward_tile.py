@@ -1,0 +1,181 @@
+"""What a backward step brings into the scratch of a tile, and hands to the products."""
+
+from __future__ import annotations
+
+from numbagru._jit import routine
+from numbagru.gates import D_HH, D_RECURRENT, D, H
+from numbagru.kernels.backward_arrays import GROUP, counts, rounded_up
+from numbagru.kernels.forward_arrays import row_of
+from numbagru.kernels.simd import (
+    ask_for,
+    at,
+    copy_eight,
+    copy_vector,
+    tile_size,
+    vector_lanes,
+)
+from numbagru.kernels.tiles import step_sums, write_vector
+
+
+@routine
+def pack_inputs(a, w, b, n, t, first, capacity):
+    """Put the x of one step into the chunk, zeros where it is masked."""
+    F = a.F
+    for i in range(n):
+        x = at(a.x, row_of(a, b + i) * a.x_row + t * a.x_step)
+        active = counts(a, b + i, t)
+        for k in range(0, F, GROUP):
+            target = at(w.a, (k // GROUP * capacity + first + i) * GROUP)
+            if active and k + GROUP <= F:
+                copy_eight(target, at(x, k))
+            else:
+                for j in range(GROUP):
+                    inside = active and k + j < F
+                    target[j] = x[k + j] if inside else 0
+
+
+@routine
+def pack_inputs_per_gate(a, w, b, n, t, first, capacity):
+    """Put the x of one step into the chunk, as each gate sees it."""
+    F = a.F
+    groups = rounded_up(F, GROUP) // GROUP
+    for g in range(3):
+        for i in range(n):
+            row = row_of(a, b + i)
+            x = at(a.x, row * a.x_row + t * a.x_step)
+            drop = at(a.x_drop, (g * a.B + row) * F)
+            active = counts(a, b + i, t)
+            for k in range(groups * GROUP):
+                group = g * groups + k // GROUP
+                target = at(w.a, (group * capacity + first + i) * GROUP + k % GROUP)
+                value = w.d_x[0] * 0
+                if active and k < F:
+                    value = x[k] * drop[k] if a.drops_x else x[k]
+                target[0] = value
+
+
+@routine
+def load_gates(a, s, size, b, i, m, p, t):
+    """Bring what was saved of a panel's gates into scratch."""
+    width = vector_lanes(a.x)
+    V = rounded_up(a.U, width)
+    for r in range(m):
+        saved = at(a.saved, ((b + i + r) * a.T + t) * 4 * V + p * width)
+        for gate in range(4):
+            copy_vector(at(s, gate * size + r * width), at(saved, gate * V))
+            ask_for(at(saved, (gate - 4) * V))  # what the next step takes
+
+
+_sums = step_sums(candidate=True, per_gate=False)
+
+
+@routine
+def sums_again(a, w, row, m, p, t):
+    """Compute the sums of one tile as the forward pass did: no mask, no dropout."""
+    width = vector_lanes(a.x)
+    F, U = a.F, a.U
+    h, h_row = at(a.h0, row * U), U
+    if t > 0:
+        V = rounded_up(U, width)
+        h, h_row = at(a.states, (row * a.T + t - 1) * V), a.T * V
+    _sums(
+        m, 1, at(a.x, row * a.x_row + t * a.x_step), a.x_row, 0, F, h, h_row, 0, U,
+        at(a.panels, p * (F + U) * 3 * width), 0, at(a.bias, p * 4 * width), w.s,
+        tile_size(a.x), width, width,
+    )  # fmt: skip
+
+
+@routine
+def load_states(a, w, s, size, b, i, m, p, t):
+    """Bring a panel's old states and gradients into scratch."""
+    width = vector_lanes(a.x)
+    T, U = a.T, a.U
+    V = rounded_up(U, width)
+    first = p * width
+    for r in range(m):
+        slot = b + i + r
+        lane = r * width
+        h = at(s, H * size + lane)
+        if t > 0:
+            old = at(a.states, (slot * T + t - 1) * V + first)
+            copy_vector(h, old)
+            ask_for(at(old, -V))
+        else:
+            row = row_of(a, slot)
+            for j in range(width):
+                u = first + j
+                h[j] = a.h0[row * U + u] if u < U else 0
+        copy_vector(at(s, D * size + lane), at(w.dh, (i + r) * V + first))
+
+
+@routine
+def clear_masked(a, s, size, b, i, m, t, sections):
+    """Zero the gradients and factors of a panel's masked rows."""
+    width = vector_lanes(a.x)
+    if a.masked:
+        for r in range(m):
+            if not counts(a, b + i + r, t):
+                for section in sections:
+                    for j in range(width):
+                        s[section * size + r * width + j] = 0
+
+
+@routine
+def emit_sum(a, w, s, size, e, gate, i, m, p, first, capacity):
+    """Hand the gradient of one sum to the step's and the chunk's products."""
+    width = vector_lanes(a.x)
+    U = a.U
+    for r in range(m):
+        source = at(s, (D_HH + gate) * size + r * width)
+        sample = (p * capacity + first + i + r) * 4 + gate
+        copy_vector(at(w.d, sample * width), source)
+        target = at(e, (i + r) * w.e_row + gate * U + p * width)
+        write_vector(target, source, width, U - p * width)
+
+
+@routine
+def emit_factor(a, w, s, size, section, i, m, p, group, first, capacity):
+    """Hand old states, or r * h, to the chunk's products, in groups of eight units."""
+    width = vector_lanes(a.x)
+    for r in range(m):
+        source = at(s, section * size + r * width)
+        sample = first + i + r
+        if width >= GROUP:
+            for k in range(width // GROUP):
+                g = group + p * (width // GROUP) + k
+                target = at(w.a, (g * capacity + sample) * GROUP)
+                copy_eight(target, at(source, k * GROUP))
+        else:
+            g, rest = group + p * width // GROUP, p * width % GROUP
+            target = at(w.a, (g * capacity + sample) * GROUP + rest)
+            copy_vector(target, source)
+
+
+@routine
+def emit_states_per_gate(a, w, s, size, i, m, p, group, count, first, capacity):
+    """Hand old states to the chunk's products as the first `count` gates see them.
+
+    The section of the gradients to come serves as scratch.
+    """
+    width = vector_lanes(a.x)
+    states = rounded_up(w.V, GROUP) // GROUP
+    for g in range(count):
+        for r in range(m):
+            drop = at(w.drops, (g * w.rows + i + r) * w.V + p * width)
+            for j in range(width):
+                lane = r * width + j
+                s[D_RECURRENT * size + lane] = s[H * size + lane] * drop[j]
+        emit_factor(
+            a, w, s, size, D_RECURRENT, i, m, p, group + g * states, first, capacity
+        )
+
+
+@routine
+def keep_dh(a, w, s, size, b, i, m, p, t):
+    """Take the gradient of the old states from scratch; masked rows keep theirs."""
+    width = vector_lanes(a.x)
+    V = rounded_up(a.U, width)
+    for r in range(m):
+        if counts(a, b + i + r, t):
+            source = at(s, D * size + r * width)
+            copy_vector(at(w.dh, (i + r) * V + p * width), source)

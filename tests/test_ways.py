@@ -1,0 +1,73 @@
+"""Ways to divide a call, of which the fastest is found out."""
+
+import pytest
+
+from numbagru.kernels import ways
+from numbagru.kernels.ways import Plan, Ways
+
+PLANS = Plan(2, 1, True), Plan(1, 1, False)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Give a clock that stands still until it is moved on."""
+    now = [0.0]
+    monkeypatch.setattr(ways.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def run(tested, clock, seconds, calls):
+    """Run calls that take `seconds` by plan; return the plans they were given."""
+    taken = []
+
+    def call(plan):
+        taken.append(plan)
+        clock[0] += seconds[plan]
+
+    for _ in range(calls):
+        tested.run(call)
+    return taken
+
+
+def test_one_way_is_not_timed(monkeypatch):
+    monkeypatch.setattr(ways.time, "perf_counter", None)
+    assert run(Ways(PLANS[0]), [0.0], {PLANS[0]: 1.0}, 3) == [PLANS[0]] * 3
+
+
+@pytest.mark.parametrize("fast", [0, 1])
+def test_the_faster_way_is_taken_and_the_other_tried_again(clock, fast):
+    tested = Ways(*PLANS)
+    seconds = {PLANS[fast]: 1.0, PLANS[1 - fast]: 2.0}
+    trials = [PLANS[0]] * ways._TRIALS + [PLANS[1]] * ways._TRIALS
+    rest = ways._PERIOD - len(trials)
+    taken = run(tested, clock, seconds, 2 * ways._PERIOD)
+    assert taken == 2 * (trials + [PLANS[fast]] * rest)
+
+
+def test_it_follows_a_machine_that_changes(clock):
+    tested = Ways(*PLANS)
+    run(tested, clock, {PLANS[0]: 1.0, PLANS[1]: 2.0}, ways._PERIOD)
+    taken = run(tested, clock, {PLANS[0]: 3.0, PLANS[1]: 2.0}, ways._PERIOD)
+    assert set(taken[2 * ways._TRIALS :]) == {PLANS[1]}
+
+
+def test_one_slow_call_changes_nothing(clock):
+    tested = Ways(*PLANS)
+    seconds = {PLANS[0]: 1.0, PLANS[1]: 1.5}
+    run(tested, clock, seconds, 20)
+    run(tested, clock, {PLANS[0]: 2.9, PLANS[1]: 1.5}, 1)
+    assert run(tested, clock, seconds, 1) == [PLANS[0]]
+    # Unless it stays so.
+    taken = run(tested, clock, {PLANS[0]: 2.9, PLANS[1]: 1.5}, 10)
+    assert taken[-1] == PLANS[1]
+
+
+def test_a_call_that_fails_is_not_timed(clock):
+    tested = Ways(*PLANS)
+
+    def fail(plan):
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        tested.run(fail)
+    assert run(tested, clock, {PLANS[0]: 1.0, PLANS[1]: 2.0}, 20)[-1] == PLANS[0]
