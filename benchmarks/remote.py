@@ -10,9 +10,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# What holds every engine to an instruction set. OpenVINO, PyTorch and TensorFlow
-# multiply with oneDNN, PyTorch also with MKL; Keras/JAX and TensorFlow use XLA. The
-# kernels that OpenVINO has of its own listen (OV_CPU_MAX_ISA) in debug builds only.
+# What holds engines to an instruction set. OpenVINO, PyTorch and TensorFlow multiply
+# with oneDNN, PyTorch also with MKL; XLA, of Keras/JAX, heeds it in the code that it
+# makes, not in the library it calls. The kernels that OpenVINO has of its own listen
+# (OV_CPU_MAX_ISA) in debug builds only.
 ISA = {
     "native": {},
     "avx2": {
@@ -33,6 +34,7 @@ def environment(threads, isa="native"):
     threads = str(threads)
     return os.environ | {
         "PEERS_THREADS": threads,
+        "PEERS_ISA": isa,
         "NUMBA_NUM_THREADS": threads,
         "OMP_NUM_THREADS": threads,
         "TF_NUM_INTRAOP_THREADS": threads,

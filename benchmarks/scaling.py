@@ -41,7 +41,7 @@ def sweep(what, letter, swept, dtype, seconds):
     engine, times = ENGINES["numbagru"](), {}
     for size in swept:
         data = make_data(MIDDLE._replace(**{letter: size}), dtype)
-        (step,) = getattr(engine, what)(data).values()
+        *_, step = getattr(engine, what)(data).values()
         step()
         times[size] = measure(step, seconds)
     return times

@@ -17,6 +17,7 @@ VARIANTS = [
     {"dtype": "float32", "use_bias": False, "return_sequences": True},
     {"dtype": "float32", "activation": "softmax", "recurrent_activation": "silu"},
     {"dtype": "float32", "go_backwards": True, "return_state": True},
+    {"dtype": "float32", "time_major": True, "return_sequences": True},
 ]
 
 
@@ -30,8 +31,12 @@ def make(shape, variant):
 
     bias = normal(2, 3 * U) if config.use_bias else None
     arrays = normal(F, 3 * U), normal(U, 3 * U), bias
-    given = normal(B, 1, F), normal(B, U)
-    d = normal(B, U), normal(B, 1, U) if config.return_sequences else None, None
+
+    def sequences(last):
+        return normal(1, B, last) if config.time_major else normal(B, 1, last)
+
+    given = sequences(F), normal(B, U)
+    d = normal(B, U), sequences(U) if config.return_sequences else None, None
     return config, arrays, given, d
 
 

@@ -105,11 +105,31 @@ def test_helpers_that_never_come(case, monkeypatch):
         def wake(self):
             pass
 
+        def note(self, came):
+            assert not came
+
     absent = [Absent(mailbox) for mailbox in mailboxes]
     monkeypatch.setattr(threads._crew, "idle", absent)
     monkeypatch.setattr(threads._crew, "helpers", list(absent))
     assert case.everything() == case.expected
     assert [mailbox[0] for mailbox in mailboxes] == [team.SLEEPING] * 2
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="needs Linux and two CPUs",
+)
+def test_a_helper_that_did_not_come_is_kept_off_this_core_until_it_does():
+    helper = threads._Helper()
+    helper.start()
+    all_cpus = os.sched_getaffinity(helper.native_id)
+    helper.note(came=True)
+    assert os.sched_getaffinity(helper.native_id) == all_cpus
+    for _ in range(2):
+        helper.note(came=False)
+        assert len(all_cpus - os.sched_getaffinity(helper.native_id)) == 1
+    helper.note(came=True)
+    assert os.sched_getaffinity(helper.native_id) == all_cpus
 
 
 def test_more_threads_than_cores_and_busy_cores(case):

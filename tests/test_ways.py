@@ -16,13 +16,14 @@ def clock(monkeypatch):
     return now
 
 
-def run(tested, clock, seconds, calls):
+def run(tested, clock, seconds, calls, refused=()):
     """Run calls that take `seconds` by plan; return the plans they were given."""
     taken = []
 
     def call(plan):
         taken.append(plan)
         clock[0] += seconds[plan]
+        return plan not in refused
 
     for _ in range(calls):
         tested.run(call)
@@ -37,21 +38,25 @@ def test_one_way_is_not_timed(monkeypatch):
 @pytest.mark.parametrize("fast", [0, 1])
 def test_the_faster_way_is_taken_and_the_other_tried_again(clock, fast):
     tested = Ways(*PLANS)
-    seconds = {PLANS[fast]: 1.0, PLANS[1 - fast]: 2.0}
     trials = [PLANS[0]] * ways._TRIALS + [PLANS[1]] * ways._TRIALS
-    rest = ways._PERIOD - len(trials)
-    taken = run(tested, clock, seconds, 2 * ways._PERIOD)
-    assert taken == 2 * (trials + [PLANS[fast]] * rest)
+    waits = [ways._SHORTEST_WAIT]
+    while waits[-1] < ways._LONGEST_WAIT:
+        waits.append(2 * waits[-1])
+    waits.append(ways._LONGEST_WAIT)
+    expected = [plan for n in waits for plan in (*trials, *[PLANS[fast]] * n)]
+    seconds = {PLANS[fast]: 1.0, PLANS[1 - fast]: 2.0}
+    assert run(tested, clock, seconds, len(expected)) == expected
 
 
 def test_it_follows_a_machine_that_changes(clock):
     tested = Ways(*PLANS)
-    run(tested, clock, {PLANS[0]: 1.0, PLANS[1]: 2.0}, ways._PERIOD)
-    taken = run(tested, clock, {PLANS[0]: 3.0, PLANS[1]: 2.0}, ways._PERIOD)
-    assert set(taken[2 * ways._TRIALS :]) == {PLANS[1]}
+    run(tested, clock, {PLANS[0]: 1.0, PLANS[1]: 2.0}, 1000)
+    taken = run(tested, clock, {PLANS[0]: 3.0, PLANS[1]: 2.0}, 300)
+    assert taken[100:].count(PLANS[0]) <= 2 * ways._TRIALS
 
 
-def test_one_slow_call_changes_nothing(clock):
+def test_one_slow_call_changes_nothing(clock, monkeypatch):
+    monkeypatch.setattr(ways, "_SHORTEST_WAIT", 100)
     tested = Ways(*PLANS)
     seconds = {PLANS[0]: 1.0, PLANS[1]: 1.5}
     run(tested, clock, seconds, 20)
@@ -60,6 +65,13 @@ def test_one_slow_call_changes_nothing(clock):
     # Unless it stays so.
     taken = run(tested, clock, {PLANS[0]: 2.9, PLANS[1]: 1.5}, 10)
     assert taken[-1] == PLANS[1]
+
+
+def test_a_trial_without_helpers_is_made_up_for(clock):
+    tested = Ways(*PLANS)
+    seconds = {PLANS[0]: 2.5, PLANS[1]: 2.0}
+    assert run(tested, clock, seconds, 9, refused=PLANS[:1]) == [PLANS[0]] * 9
+    assert run(tested, clock, {**seconds, PLANS[0]: 1.0}, 20)[-1] == PLANS[0]
 
 
 def test_a_call_that_fails_is_not_timed(clock):

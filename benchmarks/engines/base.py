@@ -5,6 +5,7 @@ import os
 import numpy as np
 
 THREADS = int(os.environ.get("PEERS_THREADS", "2"))
+ISA = os.environ.get("PEERS_ISA", "native")
 
 
 def as_time_major(array):
@@ -78,4 +79,4 @@ class Numbagru(Engine):
             gradients = pullback(None, data.dy)
             return y, gradients.inputs, *gradients[2:]
 
-        return {"layer": step, "function": function}
+        return {"function": function, "layer": step}

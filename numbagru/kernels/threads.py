@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import os
 import threading
 import time
@@ -35,6 +36,11 @@ _PATIENCE = 5000
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.002, 0.256
 
 
+_current_cpu = None
+if hasattr(os, "sched_setaffinity"):
+    _current_cpu = getattr(ctypes.CDLL(None), "sched_getcpu", None)
+
+
 def _serve(mailbox, patience):
     team.serve(pointer(mailbox), patience)
 
@@ -51,6 +57,7 @@ class _Helper(threading.Thread):
         self.mailbox[0] = team.SPINNING
         self._alarm = threading.Lock()  # locked but for the moment of an alarm
         self._alarm.acquire()
+        self._allowed: set[int] | None = None  # CPUs, while kept off one of them
         # Here, because the thread may be cut off when Python ends.
         self._serve = _SERVE.entry()
 
@@ -65,6 +72,25 @@ class _Helper(threading.Thread):
             # RuntimeError: released already, and not yet noticed.
             with contextlib.suppress(RuntimeError):
                 self._alarm.release()
+
+    def note(self, came: bool) -> None:
+        """Keep it off the caller's core from when it did not come until it does.
+
+        Linux may leave it there to wait for its turn for 150 ms and more, with a core
+        idle beside it.
+        """
+        if _current_cpu is None or (came and self._allowed is None):
+            return
+        with contextlib.suppress(OSError):
+            if came:
+                os.sched_setaffinity(self.native_id, self._allowed)
+                self._allowed = None
+                return
+            allowed = self._allowed or os.sched_getaffinity(self.native_id)
+            elsewhere = allowed - {_current_cpu()}
+            if elsewhere:
+                os.sched_setaffinity(self.native_id, elsewhere)
+                self._allowed = allowed
 
 
 class _Crew:
@@ -182,7 +208,7 @@ def run(
     arguments: Sequence[Any],
     threads: int,
     together: bool = False,
-) -> None:
+) -> bool:
     """Call ``entry(*arguments, words)`` on this thread and helpers.
 
     Parameters
@@ -195,13 +221,18 @@ def run(
         How many threads the work is enough for.
     together : bool
         How the kernel is to divide it.
+
+    Returns
+    -------
+    bool
+        Whether it was divided so; else no helper came in time.
     """
     crew = _crew
     alone = threads <= 1 or (together and time.monotonic() < crew.together_from)
     helpers = None if alone else crew.claim(threads - 1)
     if not helpers:
         entry(*arguments, NOBODY)
-        return
+        return threads <= 1
     try:
         words = crew.spare.pop()
     except IndexError:
@@ -214,10 +245,14 @@ def run(
     try:
         entry(*arguments, words)
     finally:
+        for helper in helpers:
+            helper.note(came=helper.mailbox[0] != team.SLEEPING)
         crew.dismiss(helpers)
     if words[team.FAILED]:
         # Once more, alone: that raises what went wrong.
         entry(*arguments, NOBODY)
     if together:
         crew.learn(words[team.WAITED] != 0)
+    kept_to_it = not together or bool(words[team.JOINED] > 0)
     crew.spare.append(words)
+    return kept_to_it

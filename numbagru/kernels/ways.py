@@ -21,9 +21,10 @@ class Plan(NamedTuple):
     together: bool
 
 
-# Each way is tried so often in a row, because helpers have to wake up, and again after
-# so many calls: what that loses is a few hundredths of the time at the most.
-_TRIALS, _PERIOD = 4, 256
+# Each way is tried so often in a row, because helpers have to wake up; and again after
+# so many calls, at first soon, because others may have been using the cores. What that
+# loses is some hundredths of the time in the end.
+_TRIALS, _SHORTEST_WAIT, _LONGEST_WAIT = 4, 8, 128
 
 
 class Ways:
@@ -32,21 +33,25 @@ class Ways:
     def __init__(self, *plans: Plan) -> None:
         self.plans = plans
         self._seconds = [float("inf")] * len(plans)
-        self._calls = 0
+        self._trial = 0  # of all ways
+        self._calls = 0  # after the trials
+        self._wait = _SHORTEST_WAIT
 
-    def run(self, call: Callable[[Plan], None]) -> None:
-        """Run ``call(plan)`` with one of the plans."""
+    def run(self, call: Callable[[Plan], bool]) -> None:
+        """Run ``call(plan)`` with one of the plans; it returns whether it kept to it.
+
+        If not, because no helper was free, nothing is learned from it.
+        """
         if len(self.plans) == 1:
             call(self.plans[0])
             return
         way = self._next()
         start = time.perf_counter()
-        call(self.plans[way])
-        self._note(way, time.perf_counter() - start)
+        if call(self.plans[way]):
+            self._note(way, time.perf_counter() - start)
 
     def _next(self) -> int:
-        turn, self._calls = self._calls % _PERIOD, self._calls + 1
-        way, trial = divmod(turn, _TRIALS)
+        way, trial = divmod(self._trial, _TRIALS)
         if way < len(self.plans):
             if trial == 0:
                 self._seconds[way] = float("inf")
@@ -58,3 +63,10 @@ class Ways:
         known = self._seconds[way]
         slowly = known + (seconds - known) / 4 if known < seconds else seconds
         self._seconds[way] = slowly
+        if self._trial < _TRIALS * len(self.plans):
+            self._trial += 1
+            return
+        self._calls += 1
+        if self._calls >= self._wait:
+            self._trial = self._calls = 0
+            self._wait = min(2 * self._wait, _LONGEST_WAIT)
