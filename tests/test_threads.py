@@ -179,6 +179,23 @@ def test_waiting_makes_a_pause(case, claimed):
     assert not claimed
 
 
+def test_pauses_grow_with_each_wait_and_are_forgotten(monkeypatch):
+    now = [1.0]
+    monkeypatch.setattr(threads.time, "monotonic", lambda: now[0])
+    crew = threads._Crew(2)
+    pauses = []
+    for _ in range(10):
+        now[0] = max(now[0], crew.together_from)
+        crew.learn(waited=True)
+        pauses.append(crew.together_from - now[0])
+    shortest, longest = threads._SHORTEST_PAUSE, threads._LONGEST_PAUSE
+    doubled = [min(shortest * 2**k, longest) for k in range(10)]
+    assert np.allclose(pauses, doubled)
+    now[0] = crew.together_from + 2 * longest
+    crew.learn(waited=True)
+    assert np.isclose(crew.together_from - now[0], shortest)
+
+
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3]], ids=repr)
 def test_limit_of_a_layer(shape, claimed):
     """The smaller of its own and the process's counts; `threads=1` asks for nobody."""

@@ -51,20 +51,37 @@ def test_the_faster_way_is_taken_and_the_other_tried_again(clock, fast):
 def test_it_follows_a_machine_that_changes(clock):
     tested = Ways(*PLANS)
     run(tested, clock, {PLANS[0]: 1.0, PLANS[1]: 2.0}, 1000)
-    taken = run(tested, clock, {PLANS[0]: 3.0, PLANS[1]: 2.0}, 300)
-    assert taken[100:].count(PLANS[0]) <= 2 * ways._TRIALS
+    taken = run(tested, clock, {PLANS[0]: 3.0, PLANS[1]: 2.0}, 1000)
+    assert taken[200:].count(PLANS[0]) <= 8 * ways._TRIALS
 
 
-def test_one_slow_call_changes_nothing(clock, monkeypatch):
+def test_some_slow_calls_change_nothing(clock, monkeypatch):
     monkeypatch.setattr(ways, "_SHORTEST_WAIT", 100)
     tested = Ways(*PLANS)
     seconds = {PLANS[0]: 1.0, PLANS[1]: 1.5}
     run(tested, clock, seconds, 20)
-    run(tested, clock, {PLANS[0]: 2.9, PLANS[1]: 1.5}, 1)
+    run(tested, clock, {PLANS[0]: 2.0, PLANS[1]: 1.5}, 3)
     assert run(tested, clock, seconds, 1) == [PLANS[0]]
     # Unless it stays so.
-    taken = run(tested, clock, {PLANS[0]: 2.9, PLANS[1]: 1.5}, 10)
+    taken = run(tested, clock, {PLANS[0]: 2.0, PLANS[1]: 1.5}, 10)
     assert taken[-1] == PLANS[1]
+
+
+def test_slow_trials_do_not_undo_what_is_known(clock):
+    tested = Ways(*PLANS)
+    seconds = {PLANS[0]: 1.0, PLANS[1]: 2.0}
+    once = 2 * ways._TRIALS
+    run(tested, clock, seconds, once + ways._SHORTEST_WAIT)
+    run(tested, clock, {PLANS[0]: 2.2, PLANS[1]: 2.0}, once)
+    assert run(tested, clock, seconds, 1) == [PLANS[0]]
+
+
+def test_a_change_of_mind_is_soon_looked_at_again(clock):
+    tested = Ways(*PLANS)
+    run(tested, clock, {PLANS[0]: 1.0, PLANS[1]: 2.0}, 1000)
+    assert tested._wait == ways._LONGEST_WAIT
+    run(tested, clock, {PLANS[0]: 3.0, PLANS[1]: 2.0}, ways._LONGEST_WAIT + 10)
+    assert tested._wait <= 2 * ways._SHORTEST_WAIT
 
 
 def test_a_trial_without_helpers_is_made_up_for(clock):

@@ -33,6 +33,8 @@ _PATIENCE = 5000
 # Seconds without working together after helpers have kept a caller waiting, which takes
 # it a time slice, some 4 ms: twice as long with each time, half as long with each call
 # that need not wait. On cores that others use now and then, one call in fifty waits.
+# What was long ago counts no more: programs that now and then leave threads spinning,
+# as NumPy's BLAS does for 20 ms, would meet the longest pause every time.
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.002, 0.256
 
 
@@ -124,7 +126,10 @@ class _Crew:
     def learn(self, waited: bool) -> None:
         """Note whether helpers have kept a caller waiting."""
         if waited:
-            self.together_from = time.monotonic() + self.pause
+            now = time.monotonic()
+            if now - self.together_from > _LONGEST_PAUSE:
+                self.pause = _SHORTEST_PAUSE
+            self.together_from = now + self.pause
             self.pause = min(2 * self.pause, _LONGEST_PAUSE)
         else:
             self.pause = max(self.pause / 2, _SHORTEST_PAUSE)
@@ -225,7 +230,8 @@ def run(
     Returns
     -------
     bool
-        Whether it was divided so; else no helper came in time.
+        Whether it was divided so; else no helper came in time, or one was kept from
+        its work.
     """
     crew = _crew
     alone = threads <= 1 or (together and time.monotonic() < crew.together_from)
@@ -251,8 +257,9 @@ def run(
     if words[team.FAILED]:
         # Once more, alone: that raises what went wrong.
         entry(*arguments, NOBODY)
+    waited = bool(words[team.WAITED] != 0)
     if together:
-        crew.learn(words[team.WAITED] != 0)
-    kept_to_it = not together or bool(words[team.JOINED] > 0)
+        crew.learn(waited)
+    kept_to_it = not together or (bool(words[team.JOINED] > 0) and not waited)
     crew.spare.append(words)
     return kept_to_it

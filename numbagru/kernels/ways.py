@@ -22,9 +22,14 @@ class Plan(NamedTuple):
 
 
 # Each way is tried so often in a row, because helpers have to wake up; and again after
-# so many calls, at first soon, because others may have been using the cores. What that
-# loses is some hundredths of the time in the end.
+# so many calls, at first and after a change of mind soon, because others may have been
+# using the cores. What that loses is some hundredths of the time in the end.
 _TRIALS, _SHORTEST_WAIT, _LONGEST_WAIT = 4, 8, 128
+# A shorter time than known counts at once, of a longer one this part: others cause it
+# more often than the way. NumPy's BLAS leaves threads that spin for 20 ms after its
+# work; trials at that time chose one thread for the next hundred calls and more (64
+# rows, one step, 256 units, float64: 2.1 ms for the backward pass; 1.2 on two).
+_LONGER = 1 / 8
 
 
 class Ways:
@@ -34,6 +39,7 @@ class Ways:
         self.plans = plans
         self._seconds = [float("inf")] * len(plans)
         self._trial = 0  # of all ways
+        self._best: int | None = None  # after the trials before
         self._calls = 0  # after the trials
         self._wait = _SHORTEST_WAIT
 
@@ -51,22 +57,27 @@ class Ways:
             self._note(way, time.perf_counter() - start)
 
     def _next(self) -> int:
-        way, trial = divmod(self._trial, _TRIALS)
-        if way < len(self.plans):
-            if trial == 0:
-                self._seconds[way] = float("inf")
-            return way
+        way = self._trial // _TRIALS
+        return way if way < len(self.plans) else self._fastest()
+
+    def _fastest(self) -> int:
         return self._seconds.index(min(self._seconds))
 
     def _note(self, way: int, seconds: float) -> None:
-        """Believe a shorter time at once, a longer one, which others cause, slowly."""
         known = self._seconds[way]
-        slowly = known + (seconds - known) / 4 if known < seconds else seconds
-        self._seconds[way] = slowly
-        if self._trial < _TRIALS * len(self.plans):
+        longer = known < seconds
+        self._seconds[way] = known + (seconds - known) * _LONGER if longer else seconds
+        trials = _TRIALS * len(self.plans)
+        if self._trial < trials:
             self._trial += 1
+            if self._trial == trials:
+                best = self._fastest()
+                steady = best == self._best
+                self._wait = (
+                    min(2 * self._wait, _LONGEST_WAIT) if steady else _SHORTEST_WAIT
+                )
+                self._best = best
             return
         self._calls += 1
         if self._calls >= self._wait:
             self._trial = self._calls = 0
-            self._wait = min(2 * self._wait, _LONGEST_WAIT)
