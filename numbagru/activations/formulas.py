@@ -10,9 +10,10 @@ import math
 
 import numpy as np
 
-from numbagru import elementary
 from numbagru._jit import routine, scalar
 from numbagru.elementary import clip, erf, exp, expm1_negative, log1p_unit
+from numbagru.elementary import sigmoid as elementary_sigmoid
+from numbagru.elementary import tanh as elementary_tanh
 from numbagru.scalar import constant, fma
 
 _sixth = constant(1 / 6, 1 / 6)
@@ -32,7 +33,7 @@ def _step(condition, x):
 
 @scalar
 def tanh(x):
-    return elementary.tanh(x)
+    return elementary_tanh(x)
 
 
 @scalar
@@ -42,7 +43,7 @@ def d_tanh(y):
 
 @scalar
 def sigmoid(x):
-    return elementary.sigmoid(x)
+    return elementary_sigmoid(x)
 
 
 @scalar
@@ -205,12 +206,12 @@ def d_hard_silu(x):
 
 @scalar
 def mish(x):
-    return x * elementary.tanh(softplus(x))
+    return x * elementary_tanh(softplus(x))
 
 
 @scalar
 def d_mish(x):
-    t = elementary.tanh(softplus(x))
+    t = elementary_tanh(softplus(x))
     return fma(x * fma(-t, t, type(x)(1)), _logistic(x), t)
 
 
@@ -241,12 +242,12 @@ def d_hard_tanh(y):
 
 @scalar
 def tanh_shrink(x):
-    return x - elementary.tanh(x)
+    return x - elementary_tanh(x)
 
 
 @scalar
 def d_tanh_shrink(x):
-    t = elementary.tanh(x)
+    t = elementary_tanh(x)
     return t * t
 
 

@@ -52,4 +52,5 @@ Where things are
     one_step                  training over one step of few rows, nothing packed
     weight_gradients          what backward adds up: parts of rows, and their sum
     plain_cpu                 plain loops for everything
+    cuda                      the same for NVIDIA GPUs
 """

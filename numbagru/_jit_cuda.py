@@ -1,0 +1,91 @@
+"""Every compile option for CUDA, and how the package's formulas get there.
+
+Only this file and kernels/cuda/ptx.py know numba-cuda, which is in maintenance mode:
+its successor has another interface for extensions.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import functools
+import types as python_types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from numba import cuda
+from numba.core.dispatcher import Dispatcher
+from numba.core.extending import _Intrinsic
+from numba.cuda.dispatcher import _Kernel
+from numba.cuda.extending import intrinsic
+
+# No fastmath: it flushes small numbers to zero and takes approximate functions. Not
+# link-time optimised: the linker would contract products and sums after all.
+_OPTIONS = {"fastmath": False, "lto": False}
+
+
+class DeviceFunction:
+    """A function that kernels call, compiled into each of them."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.py_func = function
+
+
+@functools.cache
+def on_device(value: Any) -> Any:
+    """Return what stands on the device for a thing that a function refers to.
+
+    Formulas that were compiled for the CPU have a twin, all else stands for itself.
+    """
+    if isinstance(value, _Intrinsic):
+        return intrinsic(value._defn)
+    if isinstance(value, Dispatcher | DeviceFunction):
+        return cuda.jit(device=True, **_OPTIONS)(translated(value.py_func, on_device))
+    return value
+
+
+def translated(
+    function: Callable[..., Any], twin: Callable[[Any], Any]
+) -> Callable[..., Any]:
+    """Copy a Python function with the twins of all that it refers to."""
+    code = function.__code__
+    names = {
+        step.argval
+        for step in dis.get_instructions(code)
+        if step.opname == "LOAD_GLOBAL"
+    }
+    around = {
+        name: twin(function.__globals__[name])
+        for name in names & function.__globals__.keys()
+    }
+    cells = tuple(
+        python_types.CellType(twin(cell.cell_contents))
+        for cell in function.__closure__ or ()
+    )
+    return python_types.FunctionType(
+        code,
+        {"__builtins__": builtins, "__name__": function.__module__, **around},
+        function.__name__,
+        function.__defaults__,
+        cells,
+    )
+
+
+def compiled(
+    function: Callable[..., None], arguments: Sequence[Any], threads: int
+) -> _Kernel:
+    """Compile a kernel for blocks of at most so many threads, on the current device.
+
+    Products and sums are not contracted to fused multiply-adds, which NVVM does unless
+    it is told not to: https://github.com/NVIDIA/numba-cuda/issues/118.
+    """
+    kernel = _Kernel(
+        translated(function, on_device),
+        tuple(arguments),
+        launch_bounds=(threads, 1),
+        **_OPTIONS,
+    )
+    library = kernel._codelibrary
+    library._nvvm_options["fma"] = False
+    library._ptx_cache.clear()
+    return kernel

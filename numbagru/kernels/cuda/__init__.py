@@ -1,0 +1,12 @@
+"""What an NVIDIA GPU runs: the arrays and the order of sums of kernels/__init__.py.
+
+Results have the bits of the CPU's: the same formulas (gates.py, activations/), nothing
+contracted, no approximate functions (_jit_cuda.py). Nothing here has run on a device
+yet: kernels are emulated and compiled (tests/test_cuda_*.py).
+
+Where things are
+    ptx            what Numba lacks on the device
+    products       many samples at once: inputs times weights
+    forward_rows   the recurrence, blocks of few rows that wait for nobody
+    forward_cuda   what to launch for a call
+"""

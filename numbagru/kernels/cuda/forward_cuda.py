@@ -1,0 +1,103 @@
+"""The forward pass on the device: the sums of the inputs, then the recurrence.
+
+A launch is a kernel with its grid and its arguments; who carries it out, a driver or
+the emulator of the tests, is the caller's business.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from numbagru.activations.formulas import OF_INPUT, SCALAR
+from numbagru.kernels.call import REAL, Call, Outputs
+from numbagru.kernels.cuda import forward_rows, products
+
+
+class Launch(NamedTuple):
+    """One kernel, ready to run."""
+
+    kernel: Callable[..., None]
+    signature: tuple[Any, ...]
+    blocks: tuple[int, ...]
+    threads: int
+    arguments: tuple[Any, ...]
+
+
+def scalar_of(activation):
+    """Return an activation as a scalar function and whether `slope` wants its input."""
+    if activation.builtin:
+        key = activation.forward_argument.name
+        return SCALAR[key][0], key in OF_INPUT
+    return activation.forward_argument, True
+
+
+_project = functools.cache(products.make_project)
+_rows = functools.cache(forward_rows.make)
+
+
+def _strides(array):
+    """Strides of row and step, in elements."""
+    return tuple(stride // array.itemsize for stride in array.strides[:2])
+
+
+def forward(call: Call, out: Outputs, rows: int, allocate: Any) -> list[Launch]:
+    """Return what to launch, one after the other.
+
+    Parameters
+    ----------
+    call, out
+        Of arrays on the device.
+    rows : int
+        Rows of a block of the recurrence.
+    allocate
+        ``allocate(shape, dtype)`` makes an array on the device to work with.
+    """
+    config, weights = call.config, call.weights
+    (B, T, F), U = call.x.shape, config.units
+    real = REAL[call.x.dtype]
+    if B == 0:
+        return []
+    sums = allocate((B * T, 3 * U), call.x.dtype)
+    apart, drops = call.x_drop.size > 0, call.h_drop.size > 0
+    tiles = -(-B * T // products.TILE), -(-(U if apart else 3 * U) // products.TILE)
+    project = Launch(
+        _project(real, apart),
+        products.project_signature(real),
+        (*tiles, 3 if apart else 1),
+        products.THREADS,
+        (
+            call.x, *_strides(call.x), call.x_drop, weights.kernel, weights.sum_bias,
+            sums, B, T, F, U,
+        ),
+    )  # fmt: skip
+    blocks = -(-B // rows)
+    work = allocate((0,), call.x.dtype)
+    if not forward_rows.on_chip(real, U, rows, drops):
+        numbers = blocks * forward_rows.work_size(real, U, rows, drops)
+        work = allocate((numbers,), call.x.dtype)
+    kernel = _rows(
+        real,
+        U,
+        rows,
+        scalar_of(config.activation),
+        scalar_of(config.recurrent_activation),
+        config.reset_after,
+        call.mask.size > 0,
+        drops,
+        out.states.size > 0,
+    )
+    recur = Launch(
+        kernel,
+        forward_rows.signature(real),
+        (blocks,),
+        forward_rows.threads_of(U),
+        (
+            sums, weights.recurrent_kernel, weights.sum_bias[3], call.h0, call.mask,
+            *call.mask.strides, call.h_drop, out.y, *_strides(out.y), out.last,
+            out.state, out.saved, out.states, work, B, T, out.y.size > 0,
+            *call.switches,
+        ),
+    )  # fmt: skip
+    return [project, recur] if T > 0 else [recur]

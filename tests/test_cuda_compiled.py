@@ -1,0 +1,121 @@
+"""The CUDA kernels as machine code: compiled without a device, and looked at."""
+
+import contextlib
+import re
+import types as python_types
+
+import pytest
+
+pytest.importorskip("numba_cuda", reason="kernels are written with numba-cuda")
+pytest.importorskip("nvidia.cu13", reason="compiling takes NVVM and nvJitLink")
+
+from cuda.core import Linker, LinkerOptions, ObjectCode
+from numba import types
+from numba.cuda import codegen, dispatcher
+
+from numbagru import activations
+from numbagru._jit_cuda import compiled
+from numbagru.activations.formulas import OF_INPUT, SCALAR
+from numbagru.kernels.cuda import forward_cuda, forward_rows, products
+
+CAPABILITIES = [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0)]
+REGISTERS = 65536  # of a multiprocessor, for all threads of a block
+
+
+@contextlib.contextmanager
+def device(capability):
+    """Let numba-cuda think that there is a device."""
+    fake = python_types.SimpleNamespace(compute_capability=capability)
+    context = python_types.SimpleNamespace(device=fake)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatcher, "get_current_device", lambda: fake)
+        patch.setattr(
+            codegen,
+            "devices",
+            python_types.SimpleNamespace(get_context=lambda *_: context),
+        )
+        yield
+
+
+def machine_code(kernel, signature, threads, capability):
+    """Compile; gives PTX and what the assembler says of it."""
+    with device(capability):
+        library = compiled(kernel, signature, threads)._codelibrary
+        ptx = library.get_asm_str(cc=library._ensure_cc(None))
+    (target,) = re.findall(r"^\.target (\w+)", ptx, re.MULTILINE)
+    options = LinkerOptions(arch=target, ptxas_options=["-v"])
+    linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=options)
+    assert linker.link("cubin").code
+    return ptx, linker.get_info_log()
+
+
+def check(ptx, log, real, threads):
+    """Look for all that would change bits or slow the kernel down."""
+    assert "approx" not in ptx
+    assert not re.search(r"\b(mul|add|sub)\.(ftz\.)?f(32|64)", ptx)  # without .rn
+    if real == types.float32:
+        assert ".f64" not in ptx
+    spills = re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", log)
+    assert spills
+    assert set(spills) == {"0"}
+    (registers,) = re.findall(r"Used (\d+) registers", log)
+    assert int(registers) <= REGISTERS // threads
+
+
+def activation(name):
+    return forward_cuda.scalar_of(activations.get(name))
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
+@pytest.mark.parametrize("real", [types.float32, types.float64], ids=str)
+@pytest.mark.parametrize("per_gate", [False, True])
+def test_project(per_gate, real, capability):
+    kernel = products.make_project(real, per_gate)
+    signature = products.project_signature(real)
+    found = machine_code(kernel, signature, products.THREADS, capability)
+    check(*found, real, products.THREADS)
+
+
+VARIANTS = [
+    # units, rows, reset_after, masked, drops, keeps
+    (1, 1, True, False, False, False),
+    (33, 1, False, True, False, True),
+    (48, 4, False, True, True, True),
+    (56, 2, False, True, True, True),
+    (96, 4, True, False, False, True),
+    (112, 2, True, True, True, True),
+    (2000, 2, False, True, False, False),
+]
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
+@pytest.mark.parametrize("real", [types.float32, types.float64], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_forward_rows(variant, real, capability):
+    units, rows, *rest = variant
+    assert rows <= 2 or rows <= forward_rows.most_rows(types.float32, units)
+    both = activation("tanh"), activation("sigmoid")
+    kernel = forward_rows.make(real, units, rows, *both, *rest)
+    threads = forward_rows.threads_of(units)
+    found = machine_code(kernel, forward_rows.signature(real), threads, capability)
+    check(*found, real, threads)
+
+
+@pytest.mark.parametrize("name", SCALAR)
+def test_every_activation(name):
+    """Compile each as it stands; none becomes an approximation."""
+    real = types.float32
+    both = [(SCALAR[name][0], name in OF_INPUT)] * 2
+    kernel = forward_rows.make(real, 3, 1, *both, True, False, False, True)
+    threads = forward_rows.threads_of(3)
+    found = machine_code(kernel, forward_rows.signature(real), threads, (9, 0))
+    check(*found, real, threads)
+
+
+@pytest.mark.parametrize("real", [types.float32, types.float64], ids=str)
+def test_function_of_the_user(real):
+    """Compile what counts in float64, as Numba has it of an int and a float32."""
+    user = activations.Activation(lambda x: x / (1 + abs(x)), name="squash")
+    both = [forward_cuda.scalar_of(user)] * 2
+    kernel = forward_rows.make(real, 5, 1, *both, False, True, False, True)
+    machine_code(kernel, forward_rows.signature(real), 32, (9, 0))

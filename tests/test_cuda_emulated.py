@@ -1,0 +1,94 @@
+"""The CUDA kernels in an emulator of a grid: the bits of the CPU's plain kernel."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numba import types
+
+pytest.importorskip("numba_cuda", reason="kernels are written with numba-cuda")
+pytest.importorskip("greenlet", reason="the emulator runs each thread as a greenlet")
+
+from gridemu import Grid, as_pointer
+from numbagru import functional
+from numbagru.kernels import plain_cpu
+from numbagru.kernels.cuda import forward_cuda
+from numbagru.kernels.cuda.ptx import cuda
+from test_kernels import CASES, Case, arguments
+
+# Of the shapes, one of everything, primes and one past what a vector and a warp take.
+NAMES = [
+    "0x2x3x5", "2x0x3x5", "1x1x1x1", "2x5x3x8", "3x2x1x15", "7x2x8x17", "left mask",
+    "gaps", "empty row", "all masked", "mask, no state", "only the last output",
+    "backwards, gaps", "no bias", "zeros", "zeros, empty row", "state first",
+    "state first, empty row", "state first, zeros", "no steps, state first",
+    "time major, gaps, backwards", "dropout", "dropout per gate", "recurrent dropout",
+    "both dropouts",
+]  # fmt: skip
+CHOSEN = {
+    **{name: CASES[name] for name in NAMES},
+    # Past a tile of samples, of columns and of features.
+    "past the tiles": Case((13, 5, 17, 22), mask="gaps"),
+    "kept sums": Case(
+        (3, 4, 2, 11), activation="silu", recurrent_activation="gelu", mask="gaps"
+    ),
+    "of the user": Case((3, 4, 2, 5), activation="softsign"),
+    "three of them": Case(
+        (3, 4, 2, 5), activation="linear", recurrent_activation="hard_sigmoid"
+    ),
+}
+
+
+def emulate(launches, seed):
+    for launch in launches:
+        grid = Grid(launch.blocks, launch.threads, seed)
+        grid.run(launch.kernel, *map(as_pointer, launch.arguments))
+
+
+def poisoned(shape, dtype):
+    return np.full(shape, np.nan, dtype)
+
+
+def outputs(call):
+    """Make arrays for all that a training call writes, poisoned."""
+    out = functional._outputs(call, plain_cpu.saved_shapes(call))
+    for array in out:
+        array[...] = np.nan
+    return out
+
+
+def active_only(call, saved):
+    """Take from what is saved the steps that are not masked."""
+    return saved if call.mask.size == 0 else saved[call.mask.astype(bool)]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize("name", CHOSEN)
+def test_forward(name, reset_after, dtype, rows):
+    case = replace(CHOSEN[name], reset_after=reset_after, dtype=dtype)
+    call, _ = functional._call(*arguments(case, "cpu_plain"))
+    expected, found = outputs(call), outputs(call)
+    plain_cpu.forward(call, expected, 1)
+    emulate(forward_cuda.forward(call, found, rows, poisoned), seed=rows)
+    for name, right in expected._asdict().items():
+        result = getattr(found, name)
+        if name == "saved":
+            right, result = active_only(call, right), active_only(call, result)
+        assert right.tobytes() == result.tobytes(), name
+
+
+def test_the_emulator_shows_a_missing_barrier():
+    def reverse(numbers, waits):
+        shared = cuda.shared.array(64, types.float32)
+        i = cuda.threadIdx.x
+        shared[i] = i
+        if waits:
+            cuda.syncthreads()
+        numbers[i] = shared[63 - i]
+
+    for waits in (True, False):
+        numbers = np.zeros(64, np.float32)
+        Grid((1,), 64).run(reverse, numbers, waits)
+        assert np.isnan(numbers).any() != waits
