@@ -31,17 +31,20 @@ class DeviceFunction:
         self.py_func = function
 
 
-@functools.cache
 def on_device(value: Any) -> Any:
     """Return what stands on the device for a thing that a function refers to.
 
     Formulas that were compiled for the CPU have a twin, all else stands for itself.
     """
+    compiled = isinstance(value, _Intrinsic | Dispatcher | DeviceFunction)
+    return _twin(value) if compiled else value
+
+
+@functools.cache
+def _twin(value: Any) -> Any:
     if isinstance(value, _Intrinsic):
         return intrinsic(value._defn)
-    if isinstance(value, Dispatcher | DeviceFunction):
-        return cuda.jit(device=True, **_OPTIONS)(translated(value.py_func, on_device))
-    return value
+    return cuda.jit(device=True, **_OPTIONS)(translated(value.py_func, on_device))
 
 
 def translated(

@@ -16,7 +16,13 @@ from numba.cuda import codegen, dispatcher
 from numbagru import activations
 from numbagru._jit_cuda import compiled
 from numbagru.activations.formulas import OF_INPUT, SCALAR
-from numbagru.kernels.cuda import forward_cuda, forward_rows, products
+from numbagru.kernels.cuda import (
+    backward_rows,
+    forward_rows,
+    launch,
+    products,
+    weight_gradients,
+)
 
 CAPABILITIES = [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0)]
 REGISTERS = 65536  # of a multiprocessor, for all threads of a block
@@ -63,7 +69,7 @@ def check(ptx, log, real, threads):
 
 
 def activation(name):
-    return forward_cuda.scalar_of(activations.get(name))
+    return launch.scalars(activations.get(name))
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
@@ -101,11 +107,52 @@ def test_forward_rows(variant, real, capability):
     check(*found, real, threads)
 
 
+BACKWARD = [
+    # units, rows, reset_after, masked, apart, drops
+    (1, 1, True, False, False, False),
+    (48, 4, False, True, True, True),
+    (56, 2, True, True, True, False),
+    (96, 2, True, False, False, False),
+    (2000, 1, False, True, False, False),
+]
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
+@pytest.mark.parametrize("real", [types.float32, types.float64], ids=str)
+@pytest.mark.parametrize("variant", BACKWARD, ids=str)
+def test_backward_rows(variant, real, capability):
+    units, rows, *rest = variant
+    both = activation("tanh"), activation("sigmoid")
+    kernel = backward_rows.make(real, units, rows, *both, *rest)
+    threads = forward_rows.threads_of(units)
+    found = machine_code(kernel, backward_rows.signature(real), threads, capability)
+    check(*found, real, threads)
+
+
+def others(real):
+    """Make the kernels of products, and of sums of parts."""
+    w, threads = weight_gradients, products.THREADS
+    signatures = products.input_gradient_signature(real), w.gradient_signature(real)
+    yield products.make_input_gradient(real, False, False), signatures[0], threads
+    yield products.make_input_gradient(real, True, True), signatures[0], threads
+    yield w.make_gradient(real, False, True, False, False), signatures[1], threads
+    yield w.make_gradient(real, True, False, True, True), signatures[1], threads
+    yield w.make_biases(real, True), w.biases_signature(real), w.COLUMNS
+    yield w.make_collect(real), w.collect_signature(real), w.COLUMNS
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
+@pytest.mark.parametrize("real", [types.float32, types.float64], ids=str)
+def test_products_of_the_backward_pass(real, capability):
+    for kernel, signature, threads in others(real):
+        check(*machine_code(kernel, signature, threads, capability), real, threads)
+
+
 @pytest.mark.parametrize("name", SCALAR)
 def test_every_activation(name):
     """Compile each as it stands; none becomes an approximation."""
     real = types.float32
-    both = [(SCALAR[name][0], name in OF_INPUT)] * 2
+    both = [launch.Scalars(*SCALAR[name], name in OF_INPUT)] * 2
     kernel = forward_rows.make(real, 3, 1, *both, True, False, False, True)
     threads = forward_rows.threads_of(3)
     found = machine_code(kernel, forward_rows.signature(real), threads, (9, 0))
@@ -116,6 +163,6 @@ def test_every_activation(name):
 def test_function_of_the_user(real):
     """Compile what counts in float64, as Numba has it of an int and a float32."""
     user = activations.Activation(lambda x: x / (1 + abs(x)), name="squash")
-    both = [forward_cuda.scalar_of(user)] * 2
+    both = [launch.scalars(user)] * 2
     kernel = forward_rows.make(real, 5, 1, *both, False, True, False, True)
     machine_code(kernel, forward_rows.signature(real), 32, (9, 0))

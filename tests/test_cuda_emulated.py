@@ -10,11 +10,17 @@ pytest.importorskip("numba_cuda", reason="kernels are written with numba-cuda")
 pytest.importorskip("greenlet", reason="the emulator runs each thread as a greenlet")
 
 from gridemu import Grid, as_pointer
-from numbagru import functional
-from numbagru.kernels import plain_cpu
-from numbagru.kernels.cuda import forward_cuda
+from numbagru import functional, operands
+from numbagru.kernels import backward_cpu, forward_cpu, plain_cpu
+from numbagru.kernels.call import Cotangents, Results, rows_by_end
+from numbagru.kernels.cuda import (
+    backward_cuda,
+    backward_rows,
+    forward_cuda,
+    forward_rows,
+)
 from numbagru.kernels.cuda.ptx import cuda
-from test_kernels import CASES, Case, arguments
+from test_kernels import CASES, Case, arguments, by_time, problem_of
 
 # Of the shapes, one of everything, primes and one past what a vector and a warp take.
 NAMES = [
@@ -62,11 +68,14 @@ def active_only(call, saved):
     return saved if call.mask.size == 0 else saved[call.mask.astype(bool)]
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("rows", "dtype"), [(1, "float64"), (3, "float32")])
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("name", CHOSEN)
-def test_forward(name, reset_after, dtype, rows):
+def test_forward(name, reset_after, rows, dtype):
+    check_forward(name, reset_after, rows, dtype)
+
+
+def check_forward(name, reset_after, rows, dtype):
     case = replace(CHOSEN[name], reset_after=reset_after, dtype=dtype)
     call, _ = functional._call(*arguments(case, "cpu_plain"))
     expected, found = outputs(call), outputs(call)
@@ -77,6 +86,75 @@ def test_forward(name, reset_after, dtype, rows):
         if name == "saved":
             right, result = active_only(call, right), active_only(call, result)
         assert right.tobytes() == result.tobytes(), name
+
+
+@pytest.mark.parametrize(("rows", "dtype"), [(1, "float64"), (3, "float32")])
+@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize("name", CHOSEN)
+def test_backward(name, reset_after, rows, dtype):
+    check_backward(name, reset_after, rows, dtype)
+
+
+def check_backward(name, reset_after, rows, dtype):
+    case = replace(CHOSEN[name], reset_after=reset_after, dtype=dtype)
+    call, _ = functional._call(*arguments(case, "cpu_tiles"))
+    (B, T, F), U = call.x.shape, call.config.units
+    gradients = problem_of(case).gradients
+    given = Cotangents(
+        *operands.cotangents(
+            call.config,
+            call.x.shape,
+            call.x.dtype,
+            by_time(case, gradients["outputs"]),
+            gradients["last"],
+            gradients["state"],
+        )
+    )
+    rows_per_part = functional.rows_per_part(B, T, F, U, call.x.itemsize)
+
+    def results():
+        biases = call.weights.bias.size if case.use_bias else 0
+        shapes = (B, T, F), (B, U), (F, 3 * U), (U, 3 * U), (biases,)
+        return Results(*(poisoned(shape, call.x.dtype) for shape in shapes))
+
+    expected, found = results(), results()
+    out = functional._outputs(call, forward_cpu.saved_shapes(call))
+    forward_cpu.forward(call, out, 1)
+    backward_cpu.backward(call, given, out, rows_per_part, expected, 1)
+
+    out = outputs(call)
+    plain_cpu.forward(call, out, 1)
+    order, _ = rows_by_end(call.mask)
+    emulate(
+        backward_cuda.backward(
+            call, given, out, order, rows_per_part, found, rows, poisoned
+        ),
+        seed=rows,
+    )
+    for name, right in expected._asdict().items():
+        assert right.tobytes() == getattr(found, name).tobytes(), name
+
+
+@pytest.fixture
+def wide(monkeypatch):
+    """Let few units count as many: nothing stays in registers or in shared memory."""
+    makers = forward_cuda._rows, backward_cuda._rows
+    monkeypatch.setattr(forward_rows, "_MOST_RESIDENT", {32: 4, 64: 4})
+    monkeypatch.setattr(forward_rows, "MOST_THREADS", 32)
+    for module in (forward_rows, backward_rows):
+        monkeypatch.setattr(module, "SHARED_BYTES", 0)
+    for maker in makers:
+        maker.cache_clear()
+    yield
+    for maker in makers:
+        maker.cache_clear()
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize("name", ["gaps", "both dropouts", "2x5x3x8"])
+def test_many_units(name, reset_after, wide):
+    check_forward(name, reset_after, 2, "float32")
+    check_backward(name, reset_after, 2, "float64")
 
 
 def test_the_emulator_shows_a_missing_barrier():

@@ -5,8 +5,12 @@ contracted, no approximate functions (_jit_cuda.py). Nothing here has run on a d
 yet: kernels are emulated and compiled (tests/test_cuda_*.py).
 
 Where things are
-    ptx            what Numba lacks on the device
-    products       many samples at once: inputs times weights
-    forward_rows   the recurrence, blocks of few rows that wait for nobody
-    forward_cuda   what to launch for a call
+    ptx                 what Numba lacks on the device
+    launch              what a pass hands to whoever carries it out
+    forward_cuda        the launches of a pass, forward and
+    backward_cuda       backward
+    products            many samples at once: inputs and weights, and back
+    forward_rows        the recurrence, blocks of few rows that wait for nobody, and
+    backward_rows       back
+    weight_gradients    what backward adds up: parts of rows, and their sum
 """

@@ -1,45 +1,16 @@
-"""The forward pass on the device: the sums of the inputs, then the recurrence.
-
-A launch is a kernel with its grid and its arguments; who carries it out, a driver or
-the emulator of the tests, is the caller's business.
-"""
+"""The forward pass on the device: the sums of the inputs, then the recurrence."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from numbagru.activations.formulas import OF_INPUT, SCALAR
 from numbagru.kernels.call import REAL, Call, Outputs
 from numbagru.kernels.cuda import forward_rows, products
-
-
-class Launch(NamedTuple):
-    """One kernel, ready to run."""
-
-    kernel: Callable[..., None]
-    signature: tuple[Any, ...]
-    blocks: tuple[int, ...]
-    threads: int
-    arguments: tuple[Any, ...]
-
-
-def scalar_of(activation):
-    """Return an activation as a scalar function and whether `slope` wants its input."""
-    if activation.builtin:
-        key = activation.forward_argument.name
-        return SCALAR[key][0], key in OF_INPUT
-    return activation.forward_argument, True
-
+from numbagru.kernels.cuda.launch import Launch, scalars, strides
 
 _project = functools.cache(products.make_project)
 _rows = functools.cache(forward_rows.make)
-
-
-def _strides(array):
-    """Strides of row and step, in elements."""
-    return tuple(stride // array.itemsize for stride in array.strides[:2])
 
 
 def forward(call: Call, out: Outputs, rows: int, allocate: Any) -> list[Launch]:
@@ -68,7 +39,7 @@ def forward(call: Call, out: Outputs, rows: int, allocate: Any) -> list[Launch]:
         (*tiles, 3 if apart else 1),
         products.THREADS,
         (
-            call.x, *_strides(call.x), call.x_drop, weights.kernel, weights.sum_bias,
+            call.x, *strides(call.x), call.x_drop, weights.kernel, weights.sum_bias,
             sums, B, T, F, U,
         ),
     )  # fmt: skip
@@ -81,8 +52,8 @@ def forward(call: Call, out: Outputs, rows: int, allocate: Any) -> list[Launch]:
         real,
         U,
         rows,
-        scalar_of(config.activation),
-        scalar_of(config.recurrent_activation),
+        scalars(config.activation),
+        scalars(config.recurrent_activation),
         config.reset_after,
         call.mask.size > 0,
         drops,
@@ -95,7 +66,7 @@ def forward(call: Call, out: Outputs, rows: int, allocate: Any) -> list[Launch]:
         forward_rows.threads_of(U),
         (
             sums, weights.recurrent_kernel, weights.sum_bias[3], call.h0, call.mask,
-            *call.mask.strides, call.h_drop, out.y, *_strides(out.y), out.last,
+            *call.mask.strides, call.h_drop, out.y, *strides(out.y), out.last,
             out.state, out.saved, out.states, work, B, T, out.y.size > 0,
             *call.switches,
         ),

@@ -19,13 +19,13 @@ from numbagru.gates import blend, candidate_sum, reset_state
 from numbagru.kernels.cuda.ptx import chain, cuda, take, vector_lanes
 from numbagru.scalar import fma
 
-WARP, MOST_THREADS = 32, 1024
+WARP, MOST_THREADS = 32, 512
 # Weights of a thread in registers: 112 units have 352 threads with 168 registers each.
 # With 120 units the compiler puts some of them into memory, on devices of compute
 # capability 10.0 also with 112 units and four rows.
 _MOST_RESIDENT = {32: 112, 64: 56}
 _FOUR_ROWS_UP_TO = {32: 96, 64: 48}
-_SHARED_BYTES = 48 * 1024
+SHARED_BYTES = 48 * 1024
 # Of each unit of each row: sums of the three gates, which become gates, the candidate's
 # input or r * h, the state and the output.
 _SECTIONS = 6
@@ -56,7 +56,7 @@ def work_size(real, units, rows, drops):
 def on_chip(real, units, rows, drops):
     """Whether the numbers of a block fit shared memory."""
     size = work_size(real, units, rows, drops)
-    return size * real.bitwidth // 8 <= _SHARED_BYTES
+    return size * real.bitwidth // 8 <= SHARED_BYTES
 
 
 def signature(real):
@@ -77,15 +77,14 @@ def make(real, units, rows, act, rec, reset_after, masked, drops, keeps):
     real
         Numba's float type.
     units, rows : int
-    act, rec : tuple
-        Of the candidate and of the gates: a scalar function compiled for the CPU, and
-        whether the backward pass wants its argument instead of its value.
+    act, rec : launch.Scalars
+        Of the candidate and of the gates.
     reset_after : bool
     masked, drops, keeps : bool
         Whether there is a mask, whether the state has dropout, and whether gates and
         states are kept for the backward pass.
     """
-    (act, act_of_input), (rec, rec_of_input) = act, rec
+    (act, _, act_of_input), (rec, _, rec_of_input) = act, rec
     gates, two, threads = 3 * units, 2 * units, threads_of(units)
     resident, shared = fits(real, units), on_chip(real, units, rows, drops)
     lanes = vector_lanes(real)

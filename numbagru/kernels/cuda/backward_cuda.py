@@ -1,0 +1,145 @@
+"""The backward pass on the device: the recurrence, then products with its gradients."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from numbagru.kernels.call import REAL, Call, Cotangents, Outputs, Results
+from numbagru.kernels.cuda import backward_rows, products, weight_gradients
+from numbagru.kernels.cuda.launch import Launch, scalars, strides
+
+_rows = functools.cache(backward_rows.make)
+_input_gradient = functools.cache(products.make_input_gradient)
+_gradient = functools.cache(weight_gradients.make_gradient)
+_biases = functools.cache(weight_gradients.make_biases)
+_collect = functools.cache(weight_gradients.make_collect)
+
+# Rows of the blocks in which the CPU's kernel goes through a part
+# (backward_parts.backward_parts): the order of sums depends on them.
+_BLOCK_ROWS, _BLOCK_ROWS_OF_A_STEP = 32, 64
+
+
+def _tiles(size: int) -> int:
+    return -(-size // products.TILE)
+
+
+def backward(
+    call: Call,
+    given: Cotangents,
+    out: Outputs,
+    order: Any,
+    rows_per_part: int,
+    results: Results,
+    rows: int,
+    allocate: Any,
+) -> list[Launch]:
+    """Return what to launch, one after the other.
+
+    Parameters
+    ----------
+    call, given, out, results
+        Of arrays on the device.
+    order : array (B,) of int64
+        Rows as `call.rows_by_end` sorts them; of size 0 without a mask.
+    rows_per_part : int
+        Rows whose weight gradients are one partial sum.
+    rows : int
+        Rows of a block of the recurrence.
+    allocate
+        ``allocate(shape, dtype)`` makes an array on the device to work with.
+    """
+    config, weights, dtype = call.config, call.weights, call.x.dtype
+    (B, T, F), U = call.x.shape, config.units
+    real, masked = REAL[dtype], call.mask.size > 0
+    drops_x, drops_h = call.x_drop.size > 0, call.h_drop.size > 0
+    d_sums = allocate((B, T, 4, U), dtype)
+    work = allocate((0,), dtype)
+    blocks = -(-B // rows)
+    if not backward_rows.on_chip(real, U, rows):
+        work = allocate((blocks * backward_rows.work_size(real, U, rows),), dtype)
+    kernel = _rows(
+        real,
+        U,
+        rows,
+        scalars(config.activation),
+        scalars(config.recurrent_activation),
+        config.reset_after,
+        masked,
+        call.per_gate,
+        drops_h,
+    )
+    launches = [
+        Launch(
+            kernel,
+            backward_rows.signature(real),
+            (blocks,),
+            backward_rows.threads_of(U),
+            (
+                weights.recurrent_kernel, call.h0, call.mask, *call.mask.strides,
+                call.h_drop, given.y, *strides(given.y), given.last, given.state,
+                out.saved, out.states, d_sums, results.h0, work, B, T,
+                given.y.size > 0, given.last.size > 0, given.state.size > 0,
+                *call.switches,
+            ),
+        ),
+        Launch(
+            _input_gradient(real, call.per_gate, drops_x),
+            products.input_gradient_signature(real),
+            (_tiles(B * T), _tiles(F)),
+            products.THREADS,
+            (
+                d_sums, weights.kernel, call.x_drop, results.x, *strides(results.x), B,
+                T, F, U,
+            ),
+        ),
+    ]  # fmt: skip
+    parts = max(1, -(-B // rows_per_part))
+    block_rows = min(
+        rows_per_part, max(_BLOCK_ROWS, _BLOCK_ROWS_OF_A_STEP // max(1, T))
+    )
+    masks = call.mask, *call.mask.strides, order
+    for size, of_states, drop, total in (
+        (F, False, call.x_drop, results.W),
+        (U, True, call.h_drop, results.R),
+    ):
+        part = allocate((parts, size, 3 * U), dtype)
+        launches += [
+            Launch(
+                _gradient(real, of_states, config.reset_after, masked, drop.size > 0),
+                weight_gradients.gradient_signature(real),
+                (_tiles(size), 3 * _tiles(U), parts),
+                products.THREADS,
+                (
+                    call.x, *strides(call.x), call.h0, out.states, out.saved, d_sums,
+                    *masks, drop, part, B, T, size, U, rows_per_part, block_rows,
+                ),
+            ),
+            _sum(real, part, total, parts, 0),
+        ]  # fmt: skip
+    if results.bias.size > 0:
+        part = allocate((parts, 4, U), dtype)
+        launches += [
+            Launch(
+                _biases(real, masked),
+                weight_gradients.biases_signature(real),
+                (-(-4 * U // weight_gradients.COLUMNS), parts),
+                weight_gradients.COLUMNS,
+                (d_sums, *masks, part, B, T, U, rows_per_part, block_rows),
+            ),
+            _sum(real, part, results.bias, parts, U),
+        ]
+    return [launch for launch in launches if np.prod(launch.blocks) > 0]
+
+
+def _sum(real: Any, parts: Any, total: Any, count: int, units: int) -> Launch:
+    """Add the parts; `units` where they are those of the bias."""
+    return Launch(
+        _collect(real),
+        weight_gradients.collect_signature(real),
+        (-(-total.size // weight_gradients.COLUMNS),),
+        weight_gradients.COLUMNS,
+        (parts, total, count, total.size, units),
+    )

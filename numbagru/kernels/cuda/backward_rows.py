@@ -1,0 +1,318 @@
+"""The recurrence backward, a block of threads per few rows: the twin of forward_rows.
+
+Per step: gates from what was kept, gradients of the sums (gates.py), and their products
+with the transposed recurrent kernel for the old state. These are one chain over the
+units of z, then of r, then of the candidate. A thread has the weights of one gate and
+one old unit, and hands the sum of a row on to the thread of the next gate while it
+does the next row: rows + 2 rounds per step. With dropout per gate each gate has a chain
+of its own.
+"""
+
+from __future__ import annotations
+
+from numba import types
+
+from numbagru._jit_cuda import DeviceFunction
+from numbagru.gates import d_blend, d_product
+from numbagru.kernels.cuda.forward_rows import SHARED_BYTES, fits, threads_of
+from numbagru.kernels.cuda.ptx import chain, cuda, take, vector_lanes
+from numbagru.scalar import fma
+
+# Of each unit of each row: the gradients of the state, of the output that later masked
+# steps repeat, of z before its slope, whether an active step has come, and the sums of
+# the gates' products.
+_SECTIONS = 7
+# What a step reads: what was kept of the gates, the old state, the output's gradient.
+_READS = 6
+
+
+def work_size(real, units, rows):
+    """Count the numbers of a block: gradients of three sums, and its sections."""
+    lanes = vector_lanes(real)
+    return 3 * rows * -(-units // lanes) * lanes + rows * _SECTIONS * units
+
+
+def on_chip(real, units, rows):
+    """Whether the numbers of a block fit shared memory."""
+    return work_size(real, units, rows) * real.bitwidth // 8 <= SHARED_BYTES
+
+
+def signature(real):
+    """Types of the kernel's arguments."""
+    numbers, flags = types.CPointer(real), types.CPointer(types.uint8)
+    size, flag = types.int32, types.boolean
+    return (
+        numbers, numbers, flags, size, size, numbers, numbers, size, size, numbers,
+        numbers, numbers, numbers, numbers, numbers, numbers, size, size, flag, flag,
+        flag, flag, flag,
+    )  # fmt: skip
+
+
+def make(real, units, rows, act, rec, reset_after, masked, apart, drops):
+    """Make the kernel for blocks of so many rows of a layer.
+
+    Parameters
+    ----------
+    real
+        Numba's float type.
+    units, rows : int
+    act, rec : launch.Scalars
+        Of the candidate and of the gates.
+    reset_after : bool
+    masked, apart, drops : bool
+        Whether there is a mask, whether each gate has a chain of its own, as with any
+        dropout per gate, and whether the state has dropout.
+    """
+    (act, d_act, act_of_input), (rec, d_rec, rec_of_input) = act, rec
+    gates, two, threads = 3 * units, 2 * units, threads_of(units)
+    resident = fits(real, units)
+    lanes = vector_lanes(real)
+    count, columns = rows * units, units if resident else 1
+    pairs = -(-count // threads)
+    row_size = -(-units // lanes) * lanes
+    size = work_size(real, units, rows)
+    dh_at = 3 * rows * row_size
+    carried_at, d_z_at, going_at, part_at = (dh_at + k * count for k in range(1, 5))
+    # Gates whose products come last: the candidate's come before with a reset before.
+    last = 3 if reset_after else 2
+    rounds = rows if apart else rows + last - 1
+    # What is read a step ahead stays in registers.
+    reads_ahead = resident
+    reads_size = _READS * pairs if reads_ahead else _READS
+    zero, one = real(0), real(1)
+    take_weights, add_products = take(columns, 1), chain(units, 1)
+
+    @DeviceFunction
+    def value_of_gate(kept):
+        return real(rec(kept)) if rec_of_input else kept
+
+    @DeviceFunction
+    def value_of_candidate(kept):
+        return real(act(kept)) if act_of_input else kept
+
+    @DeviceFunction
+    def sum_resident(total, weights, recurrent, column, s, start):
+        """Add the products of a row with all units of a gate to its total."""
+        add_products(total, weights, s, start)
+
+    @DeviceFunction
+    def sum_read(total, weights, recurrent, column, s, start):
+        """Do the same with weights that are read on the way."""
+        k, first = column % units, column // units * units
+        for u in range(units):
+            weight = recurrent[k * gates + first + u]
+            total[0] = fma(s[start + u], weight, total[0])
+
+    sum_products = sum_resident if resident else sum_read
+
+    @DeviceFunction
+    def multiply(s, base, total, weights, recurrent, low, high, turns):
+        """Multiply gradients of the gates from `low` to `high` with their weights.
+
+        One chain through them, each gate a round later than the one before, or, if
+        not `chained`, one each.
+        """
+        for turn in range(turns):
+            for column in range(cuda.threadIdx.x, high * units, threads):
+                gate, k = column // units, column % units
+                chained = not apart and high > low + 1
+                r = turn - (gate - low) if chained else turn
+                if gate >= low and r >= 0 and r < rows:
+                    place = base + part_at + r * units + k
+                    if not chained:
+                        place += gate * count
+                    total[0] = s[place] if chained and gate > low else zero
+                    start = base + (gate * rows + r) * row_size
+                    sum_products(total, weights, recurrent, column, s, start)
+                    s[place] = total[0]
+            cuda.syncthreads()
+
+    @DeviceFunction
+    def read(
+        ahead, slot, i, saved, states, h0, d_y, d_y_row, d_y_step, has_d_y, first, t, B,
+        T,
+    ):  # fmt: skip
+        """Read what a step takes of one unit of one row."""
+        row, u = min(first + i // units, B - 1), i % units
+        kept = (row * T + t) * 4 * units + u
+        for g in range(4):
+            ahead[slot + g] = saved[kept + g * units]
+        old = (row * T + t - 1) * units + u
+        ahead[slot + 4] = states[old] if t > 0 else h0[row * units + u]
+        if has_d_y:
+            ahead[slot + 5] = d_y[row * d_y_row + t * d_y_step + u]
+
+    @DeviceFunction
+    def run(
+        s, base, recurrent, h0, mask, mask_row, mask_step, h_drop, d_y, d_y_row,
+        d_y_step, d_last, d_state, saved, states, d_sums, d_h0, B, T, has_d_y,
+        has_d_last, has_d_state, zero_output, first_is_state,
+    ):  # fmt: skip
+        total = cuda.local.array(1, real)
+        weights = cuda.local.array(columns, real)
+        ahead = cuda.local.array(reads_size, real)
+        tid = cuda.threadIdx.x
+        first = cuda.blockIdx.x * rows
+        dh, carried, d_zs = base + dh_at, base + carried_at, base + d_z_at
+        part, going = base + part_at, base + going_at
+        own = min(tid, gates - 1)
+        take_weights(weights, recurrent, own % units * gates + own // units * units)
+        for j in range(pairs):
+            i = tid + j * threads
+            if i < count:
+                row, u = min(first + i // units, B - 1), i % units
+                d = d_state[row * units + u] if has_d_state else zero
+                if T == 0 and has_d_last:
+                    d += d_last[row * units + u]
+                s[dh + i] = d
+                s[carried + i] = zero
+                s[going + i] = zero if masked else one
+                if T > 0 and reads_ahead:
+                    read(
+                        ahead, j * _READS, i, saved, states, h0, d_y, d_y_row, d_y_step,
+                        has_d_y, first, T - 1, B, T,
+                    )  # fmt: skip
+        for turn in range(T):
+            t = T - 1 - turn
+            for j in range(pairs):
+                i = tid + j * threads
+                if i < count:
+                    r, u = i // units, i % units
+                    row = min(first + r, B - 1)
+                    kept = j * _READS if reads_ahead else 0
+                    if not reads_ahead:
+                        read(
+                            ahead, kept, i, saved, states, h0, d_y, d_y_row, d_y_step,
+                            has_d_y, first, t, B, T,
+                        )  # fmt: skip
+                    d = s[dh + i]
+                    active = True
+                    if masked:
+                        active = mask[row * mask_row + t * mask_step] != 0
+                        reaches = active or (
+                            t == 0 and first_is_state and not zero_output
+                        )
+                        d_output = s[carried + i]
+                        if has_d_last and turn == 0:
+                            d_output += d_last[row * units + u]
+                        if has_d_y:
+                            d_output += ahead[kept + 5]
+                        if reaches:
+                            d += d_output
+                        repeats = not (active or zero_output)
+                        s[carried + i] = d_output if repeats else zero
+                        if active:
+                            s[going + i] = one
+                    else:
+                        if has_d_y:
+                            d += ahead[kept + 5]
+                        if has_d_last and turn == 0:
+                            d += d_last[row * units + u]
+                    d_hh = d_z = d_r = d_inner = zero
+                    if active:
+                        z = value_of_gate(ahead[kept])
+                        hh = value_of_candidate(ahead[kept + 2])
+                        d_z, d, d_value = d_blend(d, z, ahead[kept + 4], hh)
+                        d_hh = d_value * real(d_act(ahead[kept + 2]))
+                        if reset_after:
+                            gate = value_of_gate(ahead[kept + 1])
+                            d_reset, d_inner = d_product(d_hh, gate, ahead[kept + 3])
+                            d_r = d_reset * real(d_rec(ahead[kept + 1]))
+                            d_z = d_z * real(d_rec(ahead[kept]))
+                    s[dh + i] = d
+                    s[d_zs + i] = d_z
+                    inner = d_inner if reset_after else d_hh
+                    s[base + (2 * rows + r) * row_size + u] = inner
+                    if reset_after:
+                        s[base + r * row_size + u] = d_z
+                        s[base + (rows + r) * row_size + u] = d_r
+                    if first + r < B:
+                        emitted = (row * T + t) * 4 * units + u
+                        d_sums[emitted] = d_hh
+                        d_sums[emitted + gates] = d_inner
+                        if reset_after:
+                            d_sums[emitted + units] = d_z
+                            d_sums[emitted + two] = d_r
+            cuda.syncthreads()
+            if not reset_after:
+                multiply(s, base, total, weights, recurrent, 2, 3, rows)
+                for j in range(pairs):
+                    i = tid + j * threads
+                    if i < count:
+                        r, u = i // units, i % units
+                        row = min(first + r, B - 1)
+                        kept = j * _READS if reads_ahead else 0
+                        if not reads_ahead:
+                            read(
+                                ahead, kept, i, saved, states, h0, d_y, d_y_row,
+                                d_y_step, has_d_y, first, t, B, T,
+                            )  # fmt: skip
+                        active = True
+                        if masked:
+                            active = mask[row * mask_row + t * mask_step] != 0
+                        d_z = d_r = zero
+                        if active:
+                            inner = s[part + 2 * count + i]
+                            if drops:
+                                inner *= h_drop[(2 * B + row) * units + u]
+                            gate = value_of_gate(ahead[kept + 1])
+                            d_reset, d_h = d_product(inner, gate, ahead[kept + 4])
+                            s[dh + i] += d_h
+                            d_r = d_reset * real(d_rec(ahead[kept + 1]))
+                            d_z = s[d_zs + i] * real(d_rec(ahead[kept]))
+                        s[base + r * row_size + u] = d_z
+                        s[base + (rows + r) * row_size + u] = d_r
+                        if first + r < B:
+                            emitted = (row * T + t) * 4 * units + u
+                            d_sums[emitted + units] = d_z
+                            d_sums[emitted + two] = d_r
+                cuda.syncthreads()
+            for j in range(pairs):
+                i = tid + j * threads
+                if reads_ahead and i < count and t > 0:
+                    read(
+                        ahead, j * _READS, i, saved, states, h0, d_y, d_y_row, d_y_step,
+                        has_d_y, first, t - 1, B, T,
+                    )  # fmt: skip
+            multiply(s, base, total, weights, recurrent, 0, last, rounds)
+            for j in range(pairs):
+                i = tid + j * threads
+                if i < count and s[going + i] != zero:
+                    if apart:
+                        row, u = min(first + i // units, B - 1), i % units
+                        for g in range(last):
+                            product = s[part + g * count + i]
+                            if drops:
+                                product *= h_drop[(g * B + row) * units + u]
+                            s[dh + i] += product
+                    else:
+                        s[dh + i] += s[part + i]
+        for j in range(pairs):
+            i = tid + j * threads
+            if i < count and first + i // units < B:
+                d_h0[first * units + i] = s[dh + i]
+
+    def backward_in_shared(
+        recurrent, h0, mask, mask_row, mask_step, h_drop, d_y, d_y_row, d_y_step,
+        d_last, d_state, saved, states, d_sums, d_h0, work, B, T, has_d_y, has_d_last,
+        has_d_state, zero_output, first_is_state,
+    ):  # fmt: skip
+        s = cuda.shared.array(size, real, alignment=16)
+        run(
+            s, 0, recurrent, h0, mask, mask_row, mask_step, h_drop, d_y, d_y_row,
+            d_y_step, d_last, d_state, saved, states, d_sums, d_h0, B, T, has_d_y,
+            has_d_last, has_d_state, zero_output, first_is_state,
+        )  # fmt: skip
+
+    def backward_in_memory(
+        recurrent, h0, mask, mask_row, mask_step, h_drop, d_y, d_y_row, d_y_step,
+        d_last, d_state, saved, states, d_sums, d_h0, work, B, T, has_d_y, has_d_last,
+        has_d_state, zero_output, first_is_state,
+    ):  # fmt: skip
+        run(
+            work, cuda.blockIdx.x * size, recurrent, h0, mask, mask_row, mask_step,
+            h_drop, d_y, d_y_row, d_y_step, d_last, d_state, saved, states, d_sums,
+            d_h0, B, T, has_d_y, has_d_last, has_d_state, zero_output, first_is_state,
+        )  # fmt: skip
+
+    return backward_in_shared if on_chip(real, units, rows) else backward_in_memory
