@@ -36,8 +36,8 @@ def on_device(value: Any) -> Any:
 
     Formulas that were compiled for the CPU have a twin, all else stands for itself.
     """
-    compiled = isinstance(value, _Intrinsic | Dispatcher | DeviceFunction)
-    return _twin(value) if compiled else value
+    has_twin = isinstance(value, _Intrinsic | Dispatcher | DeviceFunction)
+    return _twin(value) if has_twin else value
 
 
 @functools.cache

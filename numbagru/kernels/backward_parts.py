@@ -73,7 +73,7 @@ from numbagru.kernels.weight_gradients import give_biases
 _CHUNK_BYTES = 2**19
 _FEWEST_SAMPLES, _MOST_SAMPLES = 256, 512
 # Of few steps more rows, so that a chunk has some samples.
-_MOST_BLOCK_ROWS, _MOST_BLOCK_ROWS_OF_A_STEP = 32, 64
+MOST_BLOCK_ROWS, MOST_BLOCK_ROWS_OF_A_STEP = 32, 64
 
 
 @routine
@@ -283,7 +283,7 @@ def backward_parts(reset_after, per_gate, whole_rows):
         width = vector_lanes(a.x)
         F, U = a.F, a.U
         V = rounded_up(U, width)
-        most = max(_MOST_BLOCK_ROWS, _MOST_BLOCK_ROWS_OF_A_STEP // max(1, a.T))
+        most = max(MOST_BLOCK_ROWS, MOST_BLOCK_ROWS_OF_A_STEP // max(1, a.T))
         rows = min(rows_per_part, most)
         at_once = steps_at_once(rows, a.masked, per_gate)
         capacity = _capacity(a.T, F, U, width, x.itemsize, rows)

@@ -7,6 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from numbagru.kernels.backward_parts import (
+    MOST_BLOCK_ROWS,
+    MOST_BLOCK_ROWS_OF_A_STEP,
+)
 from numbagru.kernels.call import REAL, Call, Cotangents, Outputs, Results
 from numbagru.kernels.cuda import backward_rows, products, weight_gradients
 from numbagru.kernels.cuda.launch import Launch, scalars, strides
@@ -16,10 +20,6 @@ _input_gradient = functools.cache(products.make_input_gradient)
 _gradient = functools.cache(weight_gradients.make_gradient)
 _biases = functools.cache(weight_gradients.make_biases)
 _collect = functools.cache(weight_gradients.make_collect)
-
-# Rows of the blocks in which the CPU's kernel goes through a part
-# (backward_parts.backward_parts): the order of sums depends on them.
-_BLOCK_ROWS, _BLOCK_ROWS_OF_A_STEP = 32, 64
 
 
 def _tiles(size: int) -> int:
@@ -97,8 +97,9 @@ def backward(
         ),
     ]  # fmt: skip
     parts = max(1, -(-B // rows_per_part))
+    # The CPU's kernel goes through a part in such blocks: the order of sums.
     block_rows = min(
-        rows_per_part, max(_BLOCK_ROWS, _BLOCK_ROWS_OF_A_STEP // max(1, T))
+        rows_per_part, max(MOST_BLOCK_ROWS, MOST_BLOCK_ROWS_OF_A_STEP // max(1, T))
     )
     masks = call.mask, *call.mask.strides, order
     for size, of_states, drop, total in (
