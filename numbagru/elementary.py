@@ -110,6 +110,15 @@ def exp(x):
 
 
 @scalar
+def exp_negative(x):
+    """`exp` for x <= 0, in four fifths of the instructions."""
+    low = _smallest_exponent(x)
+    shifted, p = _reduce(low if x < low else x)
+    scale = two_to(shifted + _spare(x))
+    return fma(scale, p, scale) * _two_to_minus_spare(x)
+
+
+@scalar
 def _expm1_in_range(x):
     """expm1 for |x| where 2**n is a normal number."""
     shifted, p = _reduce(x)

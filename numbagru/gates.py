@@ -22,6 +22,7 @@ from numbagru._jit import routine, scalar, section
 from numbagru.activations.compiled import (
     apply_rows,
     chain_rows,
+    effort,
     evaluate,
     of_input,
     slope,
@@ -29,8 +30,11 @@ from numbagru.activations.compiled import (
 from numbagru.scalar import fma
 
 BLOCK = 16
-# The loops of the backward pass are so short that LLVM would unroll 16 rounds of them
-# before it vectorises, and then does not: one row of 16 units took twice as long.
+# Of a short loop LLVM would unroll 16 rounds before it vectorises, and then does not:
+# those of the backward pass (one row of 16 units took twice as long), and those of
+# gates without an exponential (64x50x8x32 with relu took 1.15 times as long). A scratch
+# has room for these blocks. Where nothing is left to compute, it would unroll even them
+# (linear, 1.12 times); a plain loop for all of them costs one row 1.2 times.
 D_BLOCK = 32
 
 # Sections of the scratch. In: sums in Z, R, HH, (reset after) RECURRENT, and the state
@@ -78,6 +82,19 @@ def line(units):
 
 
 @scalar
+def _block(act):
+    """Numbers that the inner loop of a gate takes."""
+    return (1, D_BLOCK, BLOCK)[effort(act)]
+
+
+@routine
+def _blocks(act, count):
+    """Where the blocks of a gate begin."""
+    room = count if effort(act) == 2 else line(count)
+    return range(0, room, _block(act))
+
+
+@scalar
 def _gate(act, s, place, sums, i):
     """One gate from its sum, in place."""
     v = s[place + i]
@@ -94,8 +111,8 @@ def next_state(act, s, n, count, units):
     apply_rows(act, s, HH * n, count, units, D_BLOCK)
     z, h = np.uintp(Z * n), np.uintp(H * n)
     hh, hh_sum = np.uintp(HH * n), np.uintp(HH_SUM * n)
-    for block in range(0, count, BLOCK):
-        for j in range(BLOCK):
+    for block in _blocks(act, count):
+        for j in range(_block(act)):
             i = np.uintp(block) + np.uintp(j)
             s[h + i] = blend(s[z + i], s[h + i], _gate(act, s, hh, hh_sum, i))
 
@@ -108,8 +125,8 @@ def step_reset_after(act, rec, s, n, count, units):
     z, z_sum = np.uintp(Z * n), np.uintp(Z_SUM * n)
     r, r_sum = np.uintp(R * n), np.uintp(R_SUM * n)
     hh, recurrent = np.uintp(HH * n), np.uintp(RECURRENT * n)
-    for block in range(0, count, BLOCK):
-        for j in range(BLOCK):
+    for block in _blocks(rec, count):
+        for j in range(_block(rec)):
             i = np.uintp(block) + np.uintp(j)
             _gate(rec, s, z, z_sum, i)
             reset = _gate(rec, s, r, r_sum, i)
@@ -125,8 +142,8 @@ def gates_reset_before(rec, s, n, count, units):
     z, z_sum = np.uintp(Z * n), np.uintp(Z_SUM * n)
     r, r_sum = np.uintp(R * n), np.uintp(R_SUM * n)
     h, recurrent = np.uintp(H * n), np.uintp(RECURRENT * n)
-    for block in range(0, count, BLOCK):
-        for j in range(BLOCK):
+    for block in _blocks(rec, count):
+        for j in range(_block(rec)):
             i = np.uintp(block) + np.uintp(j)
             _gate(rec, s, z, z_sum, i)
             reset = _gate(rec, s, r, r_sum, i)

@@ -16,9 +16,10 @@ PACKAGE = Path(__file__).parents[1] / "numbagru"
 MAY_IMPORT = {
     "_jit": "",
     "scalar": "",
+    "folds": "scalar",
     "registry": "",
     "elementary": "_jit scalar",
-    "activations": "_jit scalar elementary",
+    "activations": "_jit scalar folds elementary",
     "gates": "_jit scalar activations",
     "_jit_cuda": "",
     "kernels": "_jit _jit_cuda scalar activations gates",
@@ -43,7 +44,7 @@ MAY_IMPORT = {
     "__main__": "forecasting machine warmup",
 }
 THIRD_PARTY = {"numba", "numpy"}
-LLVM_ROOMS = {"scalar", "kernels"}
+LLVM_ROOMS = {"scalar", "folds", "kernels"}
 OPTIONAL = {"matplotlib", "tqdm"}
 COMPILE_OPTIONS = {"boundscheck", "cache", "error_model", "fastmath"}
 

@@ -15,7 +15,8 @@ from numba import njit, typeof, types
 from numba.core.dispatcher import Dispatcher
 
 from numbagru.activations.compiled import Builtin, activate, pull_back
-from numbagru.activations.formulas import OF_INPUT, ROWWISE, SCALAR
+from numbagru.activations.formulas import OF_INPUT, SCALAR
+from numbagru.activations.rows import ROWWISE
 
 __all__ = ["Activation", "get", "serialize"]
 

@@ -20,7 +20,8 @@ from numba.extending import (
 )
 
 from numbagru._jit import OPTIONS
-from numbagru.activations.formulas import OF_INPUT, ROWWISE, SCALAR
+from numbagru.activations.formulas import LONG, OF_INPUT, SCALAR
+from numbagru.activations.rows import ROWWISE
 
 
 def evaluate(act, x):
@@ -55,6 +56,14 @@ def chain_rows(act, s, v, g, count, n, block):
 def of_input(act):
     """In compiled code, as a constant: whether `slope` wants the inputs of act."""
     raise TypeError("`of_input` runs in compiled code only.")
+
+
+def effort(act):
+    """In compiled code, as a constant: the instructions of act for a number.
+
+    0 for none (a row-wise act has done its work), 1 for a few, 2 for an exponential.
+    """
+    raise TypeError("`effort` runs in compiled code only.")
 
 
 class BuiltinType(types.Opaque):
@@ -116,8 +125,9 @@ def _apply_rows(act, s, start, count, n, block):
     row = ROWWISE[act.activation][0]
 
     def rows(act, s, start, count, n, block):
-        for i in range(start, start + count, (n + block - 1) // block * block):
-            row(s, i, n)
+        room = (n + block - 1) // block * block
+        for i in range(start, start + count, room):
+            row(s, i, n, room)
 
     return rows
 
@@ -129,8 +139,9 @@ def _chain_rows(act, s, v, g, count, n, block):
     row = ROWWISE[act.activation][1]
 
     def rows(act, s, v, g, count, n, block):
-        for i in range(0, count, (n + block - 1) // block * block):
-            row(s, v + i, g + i, n)
+        room = (n + block - 1) // block * block
+        for i in range(0, count, room):
+            row(s, v + i, g + i, n, room)
 
     return rows
 
@@ -140,6 +151,16 @@ def _of_input(act):
     if isinstance(act, BuiltinType) and act.activation not in OF_INPUT:
         return lambda act: False
     return lambda act: True
+
+
+@overload(effort)
+def _effort(act):
+    name = act.activation if isinstance(act, BuiltinType) else None
+    if name in LONG:
+        return lambda act: 2
+    if name in ROWWISE or name == "linear":
+        return lambda act: 0
+    return lambda act: 1
 
 
 @njit(**OPTIONS)

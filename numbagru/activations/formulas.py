@@ -1,4 +1,4 @@
-"""The activation functions and their derivatives, as scalars and, for three, as rows.
+"""The activation functions of one number and their derivatives.
 
 A derivative is written in the output, ``d_f(y)`` with ``y = f(x)``, wherever the output
 determines it; the few that need the input are listed in `OF_INPUT`.
@@ -7,8 +7,6 @@ determines it; the few that need the input are listed in `OF_INPUT`.
 from __future__ import annotations
 
 import math
-
-import numpy as np
 
 from numbagru._jit import routine, scalar
 from numbagru.elementary import clip, erf, exp, expm1_negative, log1p_unit
@@ -329,126 +327,11 @@ SCALAR = {
     "sparse_sigmoid": (sparse_sigmoid, d_sparse_sigmoid),
 }
 
-
-# Rows start anywhere. Loops over them count from zero and in unsigned numbers: LLVM
-# vectorises no others, and exp of 512 numbers takes 80 ns instead of 1250.
-
-
-@routine
-def _largest(s, start, n):
-    """Largest of n numbers, four at a time: each comparison waits for one before."""
-    a = b = c = d = s[start]
-    whole = start + n // 4 * 4
-    for i in range(start, whole, 4):
-        a, b = max(a, s[i]), max(b, s[i + 1])
-        c, d = max(c, s[i + 2]), max(d, s[i + 3])
-    for i in range(whole, start + n):
-        a = max(a, s[i])
-    return max(max(a, b), max(c, d))
-
-
-@routine
-def _sum(s, start, n):
-    """Sum of n numbers, four at a time for the same reason."""
-    a = b = c = d = type(s[start])(0)
-    whole = start + n // 4 * 4
-    for i in range(start, whole, 4):
-        a, b, c, d = a + s[i], b + s[i + 1], c + s[i + 2], d + s[i + 3]
-    for i in range(whole, start + n):
-        a += s[i]
-    return (a + b) + (c + d)
-
-
-@routine
-def _softmax(s, start, n):
-    first = np.uintp(start)
-    top = _largest(s, start, n)
-    for i in range(n):
-        s[first + np.uintp(i)] = exp(s[first + np.uintp(i)] - top)
-    total = _sum(s, start, n)
-    for i in range(n):
-        s[first + np.uintp(i)] = s[first + np.uintp(i)] / total
-
-
-@routine
-def _d_softmax(s, v, g, n):
-    """Of the gradients at g, where the outputs are at v."""
-    values, gradients = np.uintp(v), np.uintp(g)
-    a = b = c = d = type(s[g])(0)
-    whole = n // 4 * 4
-    for i in range(0, whole, 4):
-        a, b = fma(s[g + i], s[v + i], a), fma(s[g + i + 1], s[v + i + 1], b)
-        c, d = fma(s[g + i + 2], s[v + i + 2], c), fma(s[g + i + 3], s[v + i + 3], d)
-    for i in range(whole, n):
-        a = fma(s[g + i], s[v + i], a)
-    dot = (a + b) + (c + d)
-    for i in range(n):
-        here = gradients + np.uintp(i)
-        s[here] = s[values + np.uintp(i)] * (s[here] - dot)
-
-
-@routine
-def _log_softmax(s, start, n):
-    first = np.uintp(start)
-    top = _largest(s, start, n)
-    total = type(top)(0)
-    for i in range(start, start + n):
-        total += exp(s[i] - top)
-    offset = top + type(top)(math.log(total))
-    for i in range(n):
-        s[first + np.uintp(i)] = s[first + np.uintp(i)] - offset
-
-
-@routine
-def _d_log_softmax(s, v, g, n):
-    values, gradients = np.uintp(v), np.uintp(g)
-    total = _sum(s, g, n)
-    for i in range(n):
-        here = gradients + np.uintp(i)
-        s[here] = fma(-exp(s[values + np.uintp(i)]), total, s[here])
-
-
-@routine
-def _sparsemax(s, start, n):
-    """Project onto the simplex (Martins and Astudillo 2016, algorithm 1).
-
-    Relative to the largest entry, beside which the 1 could vanish.
-    """
-    ordered = np.full(n, s[start])
-    for i in range(n):
-        ordered[i] = s[start + i]
-    ordered.sort()
-    top = ordered[n - 1]
-    total = type(top)(0)
-    threshold = type(top)(0)
-    for k in range(n):
-        excess = ordered[n - 1 - k] - top
-        total += excess
-        candidate = (total - type(top)(1)) / type(top)(k + 1)
-        if excess > candidate:
-            threshold = candidate
-    for i in range(start, start + n):
-        s[i] = relu(s[i] - top - threshold)
-
-
-@routine
-def _d_sparsemax(s, v, g, n):
-    zero = type(s[g])(0)
-    total = zero
-    support = zero
-    for i in range(n):
-        if s[v + i] > zero:
-            total += s[g + i]
-            support += type(zero)(1)
-    for i in range(n):
-        s[g + i] = s[g + i] - total / support if s[v + i] > zero else zero
-
-
 # The derivative takes the input where the output does not determine it.
 OF_INPUT = {"silu", "hard_silu", "mish", "gelu", "tanh_shrink"}
 
-ROWWISE = {
-    "softmax": (_softmax, _d_softmax),
-    "log_softmax": (_log_softmax, _d_log_softmax),
-    "sparsemax": (_sparsemax, _d_sparsemax),
-}
+# Those of many instructions: an exponential or a logarithm each.
+LONG = {
+    "tanh", "sigmoid", "elu", "celu", "selu", "exponential", "softplus", "log_sigmoid",
+    "silu", "mish", "gelu", "tanh_shrink",
+}  # fmt: skip

@@ -44,6 +44,7 @@ from numbagru.kernels.tiles import (
     continue_sums,
     continue_sums_alone,
     continue_three,
+    panels_alone,
     step_sums,
     tile_rows,
     write_vector,
@@ -216,7 +217,7 @@ def make_step_reset_after(per_gate):
         s = scratch
         p, stop = share_of(own, P, ALONE if n == 1 and P > ALONE else 1)
         while p < stop:
-            panels = ALONE if n == 1 and p + ALONE <= stop else 1
+            panels = panels_alone(stop - p) if n == 1 else 1
             w = at(a.panels, p * w_panel + (a.F - F) * 3 * width)
             bias = at(starts, p * 4 * width)
             i = 0
@@ -260,7 +261,7 @@ def make_step_reset_before(per_gate):
         first_panel, stop = share_of(own, P, ALONE if n == 1 and P > ALONE else 1)
         p = first_panel
         while p < stop:
-            panels = ALONE if n == 1 and p + ALONE <= stop else 1
+            panels = panels_alone(stop - p) if n == 1 else 1
             w = at(a.panels, p * w_panel + (a.F - F) * 3 * width)
             bias = at(starts, p * 4 * width)
             start = p * panel_scratch

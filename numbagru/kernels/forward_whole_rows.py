@@ -23,9 +23,9 @@ from numbagru.kernels.forward_step import (
     finish,
     load_states,
 )
-from numbagru.kernels.simd import ALONE, at, copy, most_rows, vector_lanes
+from numbagru.kernels.simd import at, copy, most_rows, vector_lanes
 from numbagru.kernels.team import meet, share_of
-from numbagru.kernels.tiles import continue_sums, step_sums, tile_rows
+from numbagru.kernels.tiles import continue_sums, panels_alone, step_sums, tile_rows
 
 
 @routine
@@ -57,7 +57,7 @@ def make_step_whole_rows(reset_after, per_gate):
             computed = any_active(a, at(active, i), m)
             p = first
             while computed and p < stop:
-                panels = ALONE if m == 1 and p + ALONE <= stop else 1
+                panels = panels_alone(stop - p) if m == 1 else 1
                 w = at(a.panels, p * w_panel + (a.F - F) * 3 * width)
                 sums(
                     m, panels, at(x, i * x_row), x_row, x_gate, F, at(hs, i * V), V,

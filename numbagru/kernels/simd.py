@@ -12,9 +12,9 @@ from numba.extending import intrinsic
 from numbagru.gates import D_BLOCK
 from numbagru.kernels.vector_ir import INDEX, Emitter, lanes, padded, vector_registers
 
-# A row alone takes four panels at a time: with the three accumulators of one panel the
-# multiply-adds would wait for each other.
-ALONE = 4
+# A row alone takes four panels at a time, or two: with the three accumulators of one
+# panel the multiply-adds would wait for each other.
+ALONE, PAIR = 4, 2
 
 
 @intrinsic
