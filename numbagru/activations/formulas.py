@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from numbagru._jit import routine, scalar
+from numbagru._jit import scalar
 from numbagru.elementary import clip, erf, exp, expm1_negative, log1p_unit
 from numbagru.elementary import sigmoid as elementary_sigmoid
 from numbagru.elementary import tanh as elementary_tanh
