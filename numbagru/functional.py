@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numbagru import dispatch, operands
-from numbagru.kernels import memory
+from numbagru import dispatch
 from numbagru.kernels.call import Call, Cotangents, Outputs, Results
 from numbagru.kernels.threads import get_num_threads, set_num_threads
+from numbagru.operands import HOST, nothing, on_device
 from numbagru.weights import Weights, threads_of
 
 __all__ = [
@@ -26,6 +26,8 @@ __all__ = [
     "get_num_threads",
     "gru",
     "gru_vjp",
+    "on_device",
+    "on_host",
     "set_num_threads",
 ]
 
@@ -35,6 +37,13 @@ _MOST_PARTS = 64
 _PART_BYTES = 32 * 2**20
 # So many samples (rows x steps) to a part, where that leaves so many parts.
 _FEWEST_SAMPLES, _FEWEST_PARTS = 64, 16
+
+
+def on_host(array: Any) -> np.ndarray:
+    """Copy an array to one of NumPy's; waits for a device that has yet to write it."""
+    if not on_device(array):
+        return np.array(array)
+    return dispatch.place_of(array).fetched(array)
 
 
 class Gradients(NamedTuple):
@@ -58,20 +67,22 @@ def _call(
 ) -> tuple[Call, Any]:
     """Check everything; gives the kernels' call and the multiplier already in its x."""
     weights.check(config)
-    dtype = weights.kernel.dtype
-    x = operands.sequences(config, weights.kernel.shape[0], dtype, x)
+    dtype, features = weights.kernel.dtype, weights.kernel.shape[0]
+    place = dispatch.place(config, x)
+    x = place.sequences(config, features, dtype, x)
     B, T, _ = x.shape
-    mask = operands.mask(config, mask, B, T)
-    h0 = operands.state(initial_state, (B, config.units), dtype)
-    x_drop, h_drop, factor = operands.multipliers(
+    mask = place.mask(config, mask, B, T)
+    h0 = place.state(initial_state, (B, config.units), dtype)
+    x_drop, h_drop, factor = place.multipliers(
         config, input_dropout, recurrent_dropout, x.shape, dtype
     )
     if factor is not None:
-        x = np.ascontiguousarray(x * factor)
+        x = place.scaled(x, factor)
     if config.go_backwards:
         x, mask = x[:, ::-1], mask[:, ::-1]
     switches = bool(config.zero_output_for_mask), config.masked_output == "state"
-    return Call(config, x, h0, mask, weights, x_drop, h_drop, switches), factor
+    call = Call(config, x, h0, mask, weights, x_drop, h_drop, switches, place)
+    return call, factor
 
 
 _NOTHING_SAVED = (0, 0, 0, 0), (0, 0, 0)
@@ -81,25 +92,26 @@ def _outputs(call: Call, saved: Any = _NOTHING_SAVED) -> Outputs:
     """Allocate outputs, and `saved` shapes of gates and states for backward."""
     config = call.config
     B, T, _ = call.x.shape
-    U, dtype = config.units, call.x.dtype
-    y = operands.nothing(3, dtype)
+    U, dtype, empty = config.units, call.x.dtype, call.place.empty
+    y = nothing(3, dtype)
     if config.time_major and config.return_sequences:
-        y = np.empty((T, B, U), dtype).transpose(1, 0, 2)
+        y = empty((T, B, U), dtype).transpose(1, 0, 2)
     elif config.return_sequences:
-        y = np.empty((B, T, U), dtype)
-    last = state = np.empty((B, U), dtype)
+        y = empty((B, T, U), dtype)
+    last = state = empty((B, U), dtype)
     # Without a mask the last output is the state.
     if call.mask.size > 0 or (config.return_state and not config.return_sequences):
-        state = np.empty((B, U), dtype)
-    gates, states = saved
-    return Outputs(
-        y, last, state, memory.empty(gates, dtype), memory.empty(states, dtype)
-    )
+        state = empty((B, U), dtype)
+    work = call.place.work
+    return Outputs(y, last, state, *(work(shape, dtype) for shape in saved))
 
 
-def _public(config: Any, out: Outputs) -> tuple[Any, Any, Any]:
+def _public(call: Call, out: Outputs) -> tuple[Any, Any, Any]:
+    config, given = call.config, call.place.given
     y = out.y.transpose(1, 0, 2) if config.time_major else out.y
-    return out.last, (y if config.return_sequences else None), out.state
+    y = given(y) if config.return_sequences else None
+    last = given(out.last)
+    return last, y, last if out.state is out.last else given(out.state)
 
 
 def gru(
@@ -151,10 +163,10 @@ def gru(
     call, _ = _call(
         config, weights, x, initial_state, mask, input_dropout, recurrent_dropout
     )
-    family = dispatch.family(config)
+    family = dispatch.family(config, call.place is not HOST)
     out = _outputs(call)
     family.forward(call, out, threads_of(config))
-    return _public(config, out)
+    return _public(call, out)
 
 
 def gru_vjp(
@@ -182,7 +194,7 @@ def gru_vjp(
     )
     for activation in (config.activation, config.recurrent_activation):
         _ = activation.backward_argument
-    family = dispatch.family(config)
+    family = dispatch.family(config, call.place is not HOST)
     out = _outputs(call, family.saved_shapes(call))
     family.forward(call, out, threads_of(config))
 
@@ -190,13 +202,13 @@ def gru_vjp(
         d_last_output: Any = None, d_outputs: Any = None, d_state: Any = None
     ) -> Gradients:
         given = Cotangents(
-            *operands.cotangents(
+            *call.place.cotangents(
                 config, call.x.shape, call.x.dtype, d_outputs, d_last_output, d_state
             )
         )
         return _backward(family, call, given, out, factor)
 
-    return _public(config, out), pullback
+    return _public(call, out), pullback
 
 
 @lru_cache
@@ -231,7 +243,8 @@ def _backward(
 ) -> Gradients:
     config = call.config
     (B, T, F), dtype = call.x.shape, call.x.dtype
-    U, empty = config.units, np.empty
+    U, place = config.units, call.place
+    empty, public = place.empty, place.given
     d_x = empty((T, B, F) if config.time_major else (B, T, F), dtype)
     d_x_rows = d_x.transpose(1, 0, 2) if config.time_major else d_x
     biases = (6 if config.reset_after else 3) if config.use_bias else 0
@@ -245,13 +258,30 @@ def _backward(
     rows = rows_per_part(B, T, F, U, dtype.itemsize)
     family.backward(call, given, out, rows, results, threads_of(config))
     if factor is not None:
-        d_x_rows *= factor
+        place.scale(d_x_rows, factor)
     bias = results.bias.reshape(2, 3 * U) if biases == 6 else results.bias
     return Gradients(
-        d_x, results.h0, results.W, results.R, bias if config.use_bias else None
+        public(d_x),
+        public(results.h0),
+        public(results.W),
+        public(results.R),
+        public(bias) if config.use_bias else None,
     )
 
 
-def explain(config: Any) -> str:
-    """Say which kernel `gru` takes and, for each faster one, what rules it out."""
-    return dispatch.explain(dispatch.problem(config))
+def explain(config: Any, x: Any = None) -> str:
+    """Say which kernel `gru` takes and, for each faster one, what rules it out.
+
+    Parameters
+    ----------
+    config : GRUConfig
+    x : optional
+        The sequences: an array on a CUDA device runs there, unless ``config.device``
+        says otherwise; so does anything if that is "cuda".
+
+    Raises
+    ------
+    RuntimeError
+        If no kernel for the device takes the layer.
+    """
+    return dispatch.explain(dispatch.problem(config, on_device(x)))

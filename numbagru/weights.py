@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,14 @@ from numbagru import dispatch, operands
 from numbagru.kernels import forward_cpu, panels
 from numbagru.kernels.call import REAL, whole_rows
 from numbagru.kernels.threads import get_num_threads
+
+
+class OnDevice(NamedTuple):
+    """Weights in the memory of a CUDA device."""
+
+    kernel: np.ndarray
+    recurrent_kernel: np.ndarray
+    sum_bias: np.ndarray
 
 
 class Weights:
@@ -46,12 +54,14 @@ class Weights:
         # Packed for the forward pass alone, and for both; then the other is dropped.
         self._packed: np.ndarray | None = None
         self._packed_both: np.ndarray | None = None
+        self._devices: dict[Any, OnDevice] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made again on demand."""
         kept = ("kernel", "recurrent_kernel", "bias", "reset_after")
         made_again = dict.fromkeys(("_prepared", "_fits", "_packed", "_packed_both"))
-        return {**{name: self.__dict__[name] for name in kept}, **made_again}
+        arrays = {name: self.__dict__[name] for name in kept}
+        return {**arrays, **made_again, "_devices": {}}
 
     @cached_property
     def sum_bias(self) -> np.ndarray:
@@ -59,6 +69,18 @@ class Weights:
         W = self.kernel
         U = self.recurrent_kernel.shape[0]
         return panels.sum_bias(REAL[W.dtype], self._flat_bias, U)
+
+    def on(self, place: Any) -> OnDevice:
+        """Give what kernels for CUDA take, copied there at the first request.
+
+        Of each stream its own: work memory is safe on one stream alone.
+        """
+        found = self._devices.get(place.key)
+        if found is None:
+            arrays = self.kernel, self.recurrent_kernel, self.sum_bias
+            found = OnDevice(*(place.sent(array) for array in arrays))
+            self._devices[place.key] = found
+        return found
 
     @property
     def _flat_bias(self) -> np.ndarray:

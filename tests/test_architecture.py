@@ -23,8 +23,10 @@ MAY_IMPORT = {
     "gates": "_jit scalar activations",
     "_jit_cuda": "",
     "kernels": "_jit _jit_cuda scalar activations gates",
-    "dispatch": "kernels",
-    "operands": "",
+    "operands": "kernels",
+    "_driver_cuda": "_jit_cuda",
+    "operands_cuda": "_driver_cuda kernels operands",
+    "dispatch": "kernels operands operands_cuda",
     "weights": "dispatch kernels operands",
     "functional": "dispatch kernels operands weights",
     "random": "registry",
@@ -45,7 +47,7 @@ MAY_IMPORT = {
 }
 THIRD_PARTY = {"numba", "numpy"}
 LLVM_ROOMS = {"scalar", "folds", "kernels"}
-OPTIONAL = {"matplotlib", "tqdm"}
+OPTIONAL = {"matplotlib", "tqdm", "numba_cuda", "cuda", "cupy", "torch"}
 COMPILE_OPTIONS = {"boundscheck", "cache", "error_model", "fastmath"}
 
 

@@ -4,6 +4,7 @@ import contextlib
 import re
 import types as python_types
 
+import numpy as np
 import pytest
 
 pytest.importorskip("numba_cuda", reason="kernels are written with numba-cuda")
@@ -12,14 +13,17 @@ pytest.importorskip("nvidia.cu13", reason="compiling takes NVVM and nvJitLink")
 from cuda.core import Linker, LinkerOptions, ObjectCode
 from numba import types
 from numba.cuda import codegen, dispatcher
+from numba.np.numpy_support import as_dtype
 
 from numbagru import activations
 from numbagru._jit_cuda import compiled
 from numbagru.activations.formulas import OF_INPUT, SCALAR
 from numbagru.kernels.cuda import (
     backward_rows,
+    elementwise,
     forward_rows,
     launch,
+    limits,
     products,
     weight_gradients,
 )
@@ -99,7 +103,7 @@ VARIANTS = [
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_forward_rows(variant, real, capability):
     units, rows, *rest = variant
-    assert rows <= 2 or rows <= forward_rows.most_rows(types.float32, units)
+    assert rows <= 2 or rows <= limits.most_rows(32, units)
     both = activation("tanh"), activation("sigmoid")
     kernel = forward_rows.make(real, units, rows, *both, *rest)
     threads = forward_rows.threads_of(units)
@@ -112,7 +116,8 @@ BACKWARD = [
     (1, 1, True, False, False, False),
     (48, 4, False, True, True, True),
     (56, 2, True, True, True, False),
-    (96, 2, True, False, False, False),
+    (96, 4, True, True, True, True),
+    (112, 2, True, False, False, False),
     (2000, 1, False, True, False, False),
 ]
 
@@ -139,11 +144,24 @@ def others(real):
     yield w.make_gradient(real, True, False, True, True), signatures[1], threads
     yield w.make_biases(real, True), w.biases_signature(real), w.COLUMNS
     yield w.make_collect(real), w.collect_signature(real), w.COLUMNS
+    for one in around(real):
+        yield one.kernel, one.signature, one.threads
+
+
+def around(real):
+    """Make what elementwise.py launches."""
+    x = np.zeros((1, 1, 1), as_dtype(real))
+    mask, order = np.zeros((1, 1), np.uint8), np.zeros(1, np.int64)
+    return [
+        *elementwise.fill(x),
+        *elementwise.scale(x, x, x),
+        *elementwise.rows_by_end(mask, order, order),
+    ]
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
 @pytest.mark.parametrize("real", [types.float32, types.float64], ids=str)
-def test_products_of_the_backward_pass(real, capability):
+def test_the_other_kernels(real, capability):
     for kernel, signature, threads in others(real):
         check(*machine_code(kernel, signature, threads, capability), real, threads)
 

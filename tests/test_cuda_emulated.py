@@ -18,6 +18,7 @@ from numbagru.kernels.cuda import (
     backward_rows,
     forward_cuda,
     forward_rows,
+    limits,
 )
 from numbagru.kernels.cuda.ptx import cuda
 from test_kernels import CASES, Case, arguments, by_time, problem_of
@@ -139,7 +140,7 @@ def check_backward(name, reset_after, rows, dtype):
 def wide(monkeypatch):
     """Let few units count as many: nothing stays in registers or in shared memory."""
     makers = forward_cuda._rows, backward_cuda._rows
-    monkeypatch.setattr(forward_rows, "_MOST_RESIDENT", {32: 4, 64: 4})
+    monkeypatch.setattr(limits, "MOST_RESIDENT", {32: 4, 64: 4})
     monkeypatch.setattr(forward_rows, "MOST_THREADS", 32)
     for module in (forward_rows, backward_rows):
         monkeypatch.setattr(module, "SHARED_BYTES", 0)

@@ -2,48 +2,86 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numbagru import dispatch
-from numbagru.dispatch import KERNELS, Problem, Row
+from numbagru import GRU, dispatch
+from numbagru.dispatch import KERNELS, Problem, Row, rows_of
+from numbagru.kernels.cuda.limits import MOST_RESIDENT
 
-DEFAULT = Problem(fused=True)
-problems = st.builds(Problem, fused=st.booleans())
+HOST = Problem(fused=True)
+DEVICE = Problem(fused=True, device="cuda")
+problems = st.builds(
+    Problem,
+    fused=st.booleans(),
+    device=st.sampled_from(["cpu", "cuda"]),
+    units=st.integers(1, 2000),
+    bits=st.sampled_from([32, 64]),
+    whole_rows=st.booleans(),
+)
+
+
+class OnDevice:
+    """What the dispatch looks at of an array on a device."""
+
+    shape = (2, 4, 3)
+
+    @property
+    def __cuda_array_interface__(self):
+        """Say where it is."""
+        return {"shape": self.shape, "typestr": "<f4", "data": (64, False)}
 
 
 def test_names_are_unique():
     assert len({row.name for row in KERNELS}) == len(KERNELS)
 
 
-def test_last_row_takes_everything():
-    assert not KERNELS[-1].checks
+def test_last_row_of_the_host_takes_everything():
+    assert not rows_of("cpu")[-1].checks
 
 
-def test_default_takes_the_first_row():
-    assert dispatch.select(DEFAULT) is KERNELS[0]
-    assert dispatch.explain(DEFAULT) == f"{KERNELS[0].name}: {KERNELS[0].why}"
+@pytest.mark.parametrize("problem", [HOST, DEVICE])
+def test_default_takes_the_first_row(problem):
+    first = rows_of(problem.device)[0]
+    assert dispatch.select(problem) is first
+    assert dispatch.explain(problem) == f"{first.name}: {first.why}"
 
 
 @pytest.mark.parametrize(
-    ("change", "reasons"),
+    ("problem", "change", "reasons"),
     [
-        ({"fused": False}, ["use_cudnn=False forbids the fused kernels"]),
+        (HOST, {"fused": False}, ["use_cudnn=False forbids the fused kernels"]),
+        (
+            DEVICE,
+            {"units": MOST_RESIDENT[32] + 1},
+            ["113 units are more than the 112 that fit registers"],
+        ),
+        (
+            DEVICE,
+            {"units": MOST_RESIDENT[64] + 1, "bits": 64},
+            ["57 units are more than the 56 that fit registers"],
+        ),
     ],
 )
-def test_explain_names_each_refusal(change, reasons):
-    problem = dataclasses.replace(DEFAULT, **change)
-    refused, taken = KERNELS[0], KERNELS[1]
+def test_explain_names_each_refusal(problem, change, reasons):
+    refused, taken = rows_of(problem.device)[:2]
     expected = [f"{taken.name}: {taken.why}"]
     expected += [f"  not {refused.name}: {reason}" for reason in reasons]
-    assert dispatch.explain(problem).splitlines() == expected
+    explained = dispatch.explain(dataclasses.replace(problem, **change))
+    assert explained.splitlines() == expected
 
 
 @given(problems)
 def test_first_row_without_refusal_is_selected(problem):
+    rows = rows_of(problem.device)
+    if all(list(dispatch.refusals(row, problem)) for row in rows):
+        with pytest.raises(RuntimeError, match="No CUDA kernel takes this layer"):
+            dispatch.select(problem)
+        return
     row = dispatch.select(problem)
-    before = KERNELS[: KERNELS.index(row)]
+    before = rows[: rows.index(row)]
     assert not list(dispatch.refusals(row, problem))
     assert all(list(dispatch.refusals(earlier, problem)) for earlier in before)
     first, *others = dispatch.explain(problem).splitlines()
@@ -55,4 +93,42 @@ def test_rows_are_complete():
     for row in KERNELS:
         assert isinstance(row, Row)
         assert row.why
+        assert row.device in ("cpu", "cuda")
         assert all(map(callable, (row.forward, row.backward, row.saved_shapes)))
+
+
+def test_explain_follows_the_array():
+    layer = GRU(200)
+    assert layer.explain((2, 4, 3)).startswith("cpu_tiles")
+    assert layer.explain(OnDevice()).startswith("cuda_cached")
+    assert GRU(20, device="cuda").explain((2, 4, 3)).startswith("cuda_resident")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"activation": "softmax"}, "takes all units of a row"),
+        ({"use_cudnn": False}, "use_cudnn=False forbids"),
+    ],
+)
+def test_what_no_kernel_on_a_device_does(arguments, reason):
+    with pytest.raises(RuntimeError, match=f"{reason}.*device='cpu'"):
+        GRU(4, device="cuda", **arguments).explain((2, 4, 3))
+
+
+def test_cpu_demanded_for_an_array_on_a_device():
+    layer = GRU(4, device="cpu")
+    layer.build((None, None, 3))
+    with pytest.raises(ValueError, match=r"device='cpu'.*`sequences`.*device='auto'"):
+        layer(OnDevice())
+
+
+def test_without_a_device(monkeypatch):
+    """Neither the package nor a driver is there, or both and no device."""
+    layer = GRU(4, device="cuda")
+    with pytest.raises(RuntimeError, match=r"device='cuda'.*device='cpu'"):
+        layer(np.zeros((2, 4, 3), "float32"))
+    layer = GRU(4)
+    layer.build((None, None, 3))
+    with pytest.raises(RuntimeError, match=r"[Ii]nstall.*device='cpu'"):
+        layer(OnDevice())

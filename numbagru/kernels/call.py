@@ -27,6 +27,7 @@ class Call(NamedTuple):
     h_drop: np.ndarray
     # Whether masked steps give zeros, and whether those before any active one give h0.
     switches: tuple[bool, bool]
+    place: Any  # operands.Operands: where the arrays are
 
     @property
     def per_gate(self) -> bool:

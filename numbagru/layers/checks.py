@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from numbagru.functional import on_device
 from numbagru.layers.structure import flatten, pack_like
 
 
@@ -29,13 +30,6 @@ def real_array(name: str, value: Any, dtype: str) -> Any:
     if array.dtype.kind == "f" and array.dtype != dtype:
         return array.astype(dtype)
     return array
-
-
-def on_device(value: Any) -> bool:
-    """Whether `value` is an array in the memory of a CUDA device."""
-    return not isinstance(value, np.ndarray) and hasattr(
-        value, "__cuda_array_interface__"
-    )
 
 
 def check_rank(x: Any, ndim: int, layer: str, at_least: bool = False) -> None:

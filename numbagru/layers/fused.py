@@ -169,10 +169,10 @@ class Chain:
         """The weights of the cells, each once."""
         return list({id(v): v for cell in self.cells for v in cell.weights}.values())
 
-    def explain(self, x_shape: tuple[int, ...], mask: Any, training: bool) -> str:
+    def explain(self, sequences: Any) -> str:
         """Say which kernel runs each cell, and what ruled out faster ones."""
         lines = []
         for config, cell in zip(self.configs, self.cells, strict=True):
-            text = functional.explain(config)
+            text = functional.explain(config, sequences)
             lines.append(text if len(self.cells) == 1 else f"{cell.name}: {text}")
         return "\n".join(lines)

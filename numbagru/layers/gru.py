@@ -11,7 +11,6 @@ from numbagru.config import GRUConfig
 from numbagru.layers.arguments import CELL, LAYER, bind, configured
 from numbagru.layers.base import Grads
 from numbagru.layers.cell import GRUCell, weight_gradients
-from numbagru.layers.checks import on_device
 from numbagru.layers.dialects import fresh_arguments, from_dict, to_dict, to_own_dict
 from numbagru.layers.rnn import RNN
 from numbagru.layers.saving import register
@@ -93,7 +92,8 @@ class GRU(RNN):
                 config, cell._packed or cell.packed, sequences, initial_state, mask
             )
             if config.stateful:
-                recorded.adopt(state.copy())  # the caller may get it, or a view of it
+                # The caller may get it, or a view of it.
+                recorded.adopt(functional.on_host(state))
             output = outputs if config.return_sequences else last
             return self._returns((output, state)) if config.return_state else output
         if not self.built:
@@ -192,7 +192,11 @@ class GRU(RNN):
 
     def _checked(self, sequences: Any, *args: Any) -> tuple:
         c = self.config
-        if c.use_cudnn is True and c.device != "cuda" and not on_device(sequences):
+        if (
+            c.use_cudnn is True
+            and c.device != "cuda"
+            and not functional.on_device(sequences)
+        ):
             raise ValueError(
                 "use_cudnn=True was specified, but the fused CUDA kernel cannot run: "
                 "`sequences` is not a CUDA array and "

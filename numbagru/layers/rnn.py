@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numbagru import functional
 from numbagru.config import SequenceConfig
 from numbagru.layers import saving
 from numbagru.layers.arguments import SEQUENCE, bind, configured
@@ -274,7 +275,7 @@ class RNN(Stateful, TakesLengths, Layer):
     def _finish(self, last: Any, outputs: Any, states: list[Any]) -> Any:
         """Record the state and arrange what is returned."""
         if self.config.stateful:
-            self._record(states)
+            self._record(pack_like(states, map(_on_host, flatten(states))))
         output = self._cast(outputs if self.config.return_sequences else last)
         if not self.config.return_state:
             return output
@@ -285,7 +286,9 @@ class RNN(Stateful, TakesLengths, Layer):
         return self.config.profile.returns((output, *states))
 
     def _cast(self, array: Any) -> Any:
-        return array if array.dtype == self.dtype else array.astype(self.dtype)
+        if functional.on_device(array) or array.dtype == self.dtype:
+            return array  # kernels on a device convert nothing
+        return array.astype(self.dtype)
 
     def inner_loop(
         self,
@@ -339,8 +342,7 @@ class RNN(Stateful, TakesLengths, Layer):
         mask, training
             As in a call.
         """
-        shape = tuple(getattr(sequences, "shape", sequences))
-        return self._scan.explain(shape, mask, training)
+        return self._scan.explain(sequences)
 
     # ------------------------------------------------------- shapes and configuration
 
@@ -407,6 +409,10 @@ class RNN(Stateful, TakesLengths, Layer):
             self._inner_saved(self.cell), {type(self.cell).__name__: type(self.cell)}
         )
         return type(self)(cell, **{**config, **changes})
+
+
+def _on_host(state: Any) -> Any:
+    return functional.on_host(state) if functional.on_device(state) else state
 
 
 def _overrides_call(stack: StackedRNNCells) -> bool:

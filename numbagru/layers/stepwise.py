@@ -85,7 +85,7 @@ class Loop:
                 cell._hold_masks(self._rows(x), features, training)
             features = output_size_of(cell)
 
-    def explain(self, x_shape: tuple[int, ...], mask: Any, training: bool) -> str:
+    def explain(self, sequences: Any) -> str:
         """Say that no kernel runs, and why."""
         return (
             f"python_loop: {type(self.cell).__name__} is called at each step\n"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from numbagru.functional import on_device
 from numbagru.layers.variable import Variable
 
 
@@ -58,12 +59,15 @@ def flatten_cotangent(out: Any, cotangent: Any) -> list[np.ndarray | None]:
             for part, d_part in zip(out, cotangent, strict=True)
             for leaf in flatten_cotangent(part, d_part)
         ]
-    d_out = np.asarray(cotangent)
-    if d_out.shape != out.shape:
+    there = on_device(cotangent)
+    d_out = cotangent if there else np.asarray(cotangent)
+    if tuple(d_out.shape) != tuple(out.shape):
         raise ValueError(
-            f"`cotangent` must have the shape {out.shape} of the output. "
-            f"Received: cotangent.shape={d_out.shape}"
+            f"`cotangent` must have the shape {tuple(out.shape)} of the output. "
+            f"Received: cotangent.shape={tuple(d_out.shape)}"
         )
+    if there or on_device(out):
+        return [d_out]
     return [d_out if d_out.dtype is out.dtype else d_out.astype(out.dtype, copy=False)]
 
 

@@ -6,11 +6,14 @@ yet: kernels are emulated and compiled (tests/test_cuda_*.py).
 
 Where things are
     ptx                 what Numba lacks on the device
+    limits              how wide a layer may be for what
     launch              what a pass hands to whoever carries it out
+    passes              both passes as the dispatch table has them
     forward_cuda        the launches of a pass, forward and
     backward_cuda       backward
     products            many samples at once: inputs and weights, and back
     forward_rows        the recurrence, blocks of few rows that wait for nobody, and
     backward_rows       back
+    elementwise         what NumPy does around a pass on the host
     weight_gradients    what backward adds up: parts of rows, and their sum
 """

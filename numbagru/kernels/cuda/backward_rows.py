@@ -14,7 +14,8 @@ from numba import types
 
 from numbagru._jit_cuda import DeviceFunction
 from numbagru.gates import d_blend, d_product
-from numbagru.kernels.cuda.forward_rows import SHARED_BYTES, fits, threads_of
+from numbagru.kernels.cuda.forward_rows import SHARED_BYTES, threads_of
+from numbagru.kernels.cuda.limits import fits
 from numbagru.kernels.cuda.ptx import chain, cuda, take, vector_lanes
 from numbagru.scalar import fma
 
@@ -65,7 +66,7 @@ def make(real, units, rows, act, rec, reset_after, masked, apart, drops):
     """
     (act, d_act, act_of_input), (rec, d_rec, rec_of_input) = act, rec
     gates, two, threads = 3 * units, 2 * units, threads_of(units)
-    resident = fits(real, units)
+    resident = fits(real.bitwidth, units)
     lanes = vector_lanes(real)
     count, columns = rows * units, units if resident else 1
     pairs = -(-count // threads)

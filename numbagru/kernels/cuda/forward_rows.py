@@ -16,29 +16,15 @@ from numba import types
 
 from numbagru._jit_cuda import DeviceFunction
 from numbagru.gates import blend, candidate_sum, reset_state
+from numbagru.kernels.cuda.limits import fits
 from numbagru.kernels.cuda.ptx import chain, cuda, take, vector_lanes
 from numbagru.scalar import fma
 
 WARP, MOST_THREADS = 32, 512
-# Weights of a thread in registers: 112 units have 352 threads with 168 registers each.
-# With 120 units the compiler puts some of them into memory, on devices of compute
-# capability 10.0 also with 112 units and four rows.
-_MOST_RESIDENT = {32: 112, 64: 56}
-_FOUR_ROWS_UP_TO = {32: 96, 64: 48}
 SHARED_BYTES = 48 * 1024
 # Of each unit of each row: sums of the three gates, which become gates, the candidate's
 # input or r * h, the state and the output.
 _SECTIONS = 6
-
-
-def fits(real, units):
-    """Whether the weights of a thread fit its registers."""
-    return units <= _MOST_RESIDENT[real.bitwidth]
-
-
-def most_rows(real, units):
-    """How many rows of a block leave enough registers."""
-    return 4 if units <= _FOUR_ROWS_UP_TO[real.bitwidth] else 2
 
 
 def threads_of(units):
@@ -86,7 +72,7 @@ def make(real, units, rows, act, rec, reset_after, masked, drops, keeps):
     """
     (act, _, act_of_input), (rec, _, rec_of_input) = act, rec
     gates, two, threads = 3 * units, 2 * units, threads_of(units)
-    resident, shared = fits(real, units), on_chip(real, units, rows, drops)
+    resident, shared = fits(real.bitwidth, units), on_chip(real, units, rows, drops)
     lanes = vector_lanes(real)
     count, columns = rows * units, units if resident else 1
     copy_size = rows * -(-units // lanes) * lanes

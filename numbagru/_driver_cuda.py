@@ -1,0 +1,183 @@
+"""The CUDA driver as the package needs it, and clear words for what is missing.
+
+Beside _jit_cuda.py and kernels/cuda/ptx.py the only file that knows numba-cuda.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+_OTHERWISE = "Or pass device='cpu'."
+# Before, PTX has no instructions that the kernels take.
+_LEAST_CAPABILITY = 7, 5
+
+
+@functools.cache
+def driver() -> Driver:
+    """Return the driver.
+
+    Raises
+    ------
+    RuntimeError
+        If a package, the driver or a device is missing or too old; says which.
+    """
+    try:
+        import numba_cuda  # noqa: F401
+        from numba import cuda
+    except ImportError as error:
+        raise RuntimeError(
+            "device='cuda' and arrays on a CUDA device need the package numba-cuda and "
+            f"parts of NVIDIA's toolkit, which were not found: {error}. Install them "
+            f"with `pip install numbagru[cuda]`. {_OTHERWISE}"
+        ) from error
+    if not cuda.is_available():
+        reason = " ".join(str(cuda.cuda_error() or "no device.").split())
+        raise RuntimeError(
+            "device='cuda' needs an NVIDIA driver and a device, which were not found: "
+            f"{reason} Install a driver, and see what `nvidia-smi` says. {_OTHERWISE}"
+        )
+    return Driver(cuda)
+
+
+class Driver:
+    """Memory, copies and launches on the devices of this machine."""
+
+    def __init__(self, cuda: Any) -> None:
+        self._cuda = cuda
+        self._kernels: dict[Any, Any] = {}
+        version = _toolkit()
+        have = cuda.cudadrv.driver.get_version()
+        if version is not None and have[0] < version[0]:
+            raise RuntimeError(
+                f"The NVIDIA driver knows CUDA {have[0]}.{have[1]}, the installed "
+                f"parts of the toolkit are of CUDA {version[0]}.{version[1]}. Update "
+                f"the driver, or `pip install numba-cuda[cu{have[0]}]`. {_OTHERWISE}"
+            )
+
+    def device_at(self, address: int) -> int:
+        """Return the number of the device that an address belongs to."""
+        from cuda.bindings import driver as bindings
+
+        kind = bindings.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+        with self.on(0):
+            return int(
+                self._cuda.cudadrv.driver.driver.cuPointerGetAttribute(kind, address)
+            )
+
+    def current_device(self) -> int:
+        """Return the number of the device that this thread works with."""
+        return int(self._cuda.current_context().device.id)
+
+    @contextlib.contextmanager
+    def on(self, device: int) -> Iterator[None]:
+        """Work with a device."""
+        with self._cuda.gpus[device]:
+            yield
+
+    def processors(self) -> int:
+        """Count the multiprocessors of the current device."""
+        return int(self._cuda.get_current_device().MULTIPROCESSOR_COUNT)
+
+    def memory(self, size: int) -> Any:
+        """Allocate bytes: something with ``__cuda_array_interface__``.
+
+        Raises
+        ------
+        MemoryError
+            If the device has none left.
+        """
+        try:
+            return self._cuda.device_array(size, np.uint8)
+        except self._cuda.cudadrv.driver.CudaAPIError as error:
+            if "OUT_OF_MEMORY" not in str(error):
+                raise
+            free, total = self._cuda.current_context().get_memory_info()
+            raise MemoryError(
+                f"The call needs {size:,} bytes more on the CUDA device, which has "
+                f"{free:,} of {total:,} left. Take fewer rows or steps at once."
+            ) from error
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """Allocate an array of Numba's for the caller."""
+        memory = self.memory(int(np.prod(shape)) * dtype.itemsize)
+        return memory.view(dtype).reshape(shape)
+
+    def to_device(self, target: Any, source: np.ndarray, stream: int) -> None:
+        """Copy bytes of the host to what `memory` returned."""
+        size = source.nbytes  # what is lent may be larger
+        target[:size].copy_to_device(
+            source.reshape(-1).view(np.uint8), self._stream(stream)
+        )
+        if stream:  # the source may change or go after the call
+            self._stream(stream).synchronize()
+
+    def to_host(self, source: Any, stream: int) -> np.ndarray:
+        """Copy an array of any library to the host, and wait for it."""
+        array = self._cuda.as_cuda_array(source, sync=False)
+        found = array.copy_to_host(stream=self._stream(stream))
+        if stream:
+            self._stream(stream).synchronize()
+        return found
+
+    def run(self, launches: Iterable[Any], stream: int) -> None:
+        """Launch kernels one after the other; does not wait for them."""
+        for launch in launches:
+            arguments = [
+                argument.ctypes.data if isinstance(argument, np.ndarray) else argument
+                for argument in launch.arguments
+            ]
+            blocks = (*launch.blocks, 1, 1)[:3]
+            kernel = self._compiled(launch)
+            where = self._launch_stream(stream)
+            kernel.launch(arguments, blocks, (launch.threads, 1, 1), where)
+
+    def _compiled(self, launch: Any) -> Any:
+        from numbagru._jit_cuda import compiled
+
+        capability = self._cuda.get_current_device().compute_capability
+        if capability < _LEAST_CAPABILITY:
+            raise RuntimeError(
+                f"The kernels need a CUDA device of compute capability "
+                f"{_LEAST_CAPABILITY[0]}.{_LEAST_CAPABILITY[1]} (Turing, 2018) or "
+                f"newer; this one has {capability[0]}.{capability[1]}. {_OTHERWISE}"
+            )
+        key = launch.kernel, launch.signature, launch.threads, capability
+        if key not in self._kernels:
+            self._kernels[key] = _with_toolkit(
+                lambda: compiled(launch.kernel, launch.signature, launch.threads)
+            )
+        return self._kernels[key]
+
+    def _stream(self, stream: int) -> Any:
+        return self._cuda.external_stream(stream) if stream else 0
+
+    def _launch_stream(self, stream: int) -> Any:
+        return self._cuda.cudadrv.driver._to_core_stream(self._stream(stream))
+
+
+def _toolkit() -> tuple[int, int] | None:
+    """Return the CUDA version of the installed compiler, None if it is not found."""
+    try:
+        from cuda.bindings import nvrtc
+
+        error, *version = nvrtc.nvrtcVersion()
+    except Exception:  # a package or a library of it is missing: compiling says so
+        return None
+    return None if int(error) else (int(version[0]), int(version[1]))
+
+
+def _with_toolkit(compile_it: Callable[[], Any]) -> Any:
+    """Compile, and say what to install where parts of the toolkit are missing."""
+    try:
+        return compile_it()
+    except (ImportError, OSError) as error:  # how numba-cuda reports missing parts
+        raise RuntimeError(
+            "Compiling for CUDA needs the NVVM and nvJitLink libraries of NVIDIA's "
+            f"toolkit: {error}. Install them with `pip install numbagru[cuda]`. "
+            f"{_OTHERWISE}"
+        ) from error

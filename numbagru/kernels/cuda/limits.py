@@ -1,0 +1,19 @@
+"""How wide a layer may be for what: read by the dispatch, without numba-cuda."""
+
+from __future__ import annotations
+
+# Weights of a thread in registers: 112 units have 352 threads with 168 registers each.
+# With 120 units the compiler puts some of them into memory, on devices of compute
+# capability 10.0 also with 112 units and four rows.
+MOST_RESIDENT = {32: 112, 64: 56}
+_FOUR_ROWS_UP_TO = {32: 96, 64: 48}
+
+
+def fits(bits: int, units: int) -> bool:
+    """Whether the recurrent weights of a thread fit its registers."""
+    return units <= MOST_RESIDENT[bits]
+
+
+def most_rows(bits: int, units: int) -> int:
+    """How many rows of a block leave enough registers."""
+    return 4 if units <= _FOUR_ROWS_UP_TO[bits] else 2

@@ -1,0 +1,51 @@
+"""The two passes as the dispatch table has them: arrays on a device, launched there."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numbagru.kernels.call import Call, Cotangents, Outputs, Results
+from numbagru.kernels.cuda import backward_cuda, elementwise, forward_cuda
+from numbagru.kernels.cuda.limits import most_rows
+from numbagru.kernels.plain_cpu import saved_shapes
+
+__all__ = ["backward", "forward", "saved_shapes"]
+
+
+def _rows(call: Call) -> int:
+    """Take more rows to a block only when every multiprocessor has one."""
+    most = most_rows(8 * call.x.itemsize, call.config.units)
+    each = -(-call.x.shape[0] // call.place.processors())
+    return max(1, min(most, each))
+
+
+def _on_device(call: Call) -> Call:
+    return call._replace(weights=call.weights.on(call.place))
+
+
+def forward(call: Call, out: Outputs, most: int) -> None:
+    """Launch the forward pass; threads are none of its business."""
+    launches = forward_cuda.forward(_on_device(call), out, _rows(call), call.place.work)
+    call.place.run(launches)
+
+
+def backward(
+    call: Call,
+    given: Cotangents,
+    out: Outputs,
+    rows_per_part: int,
+    results: Results,
+    most: int,
+) -> None:
+    """Launch the backward pass."""
+    place, launches = call.place, []
+    B = call.x.shape[0]
+    order = place.work((0,), np.int64)
+    if call.mask.size > 0:
+        order, ends = place.work((B,), np.int64), place.work((B,), np.int32)
+        launches = elementwise.rows_by_end(call.mask, ends, order)
+    launches += backward_cuda.backward(
+        _on_device(call), given, out, order, rows_per_part, results, _rows(call),
+        place.work,
+    )  # fmt: skip
+    place.run(launches)

@@ -1,0 +1,98 @@
+"""What is missing is named: package, driver, toolkit, device, memory."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from numba import types
+
+pytest.importorskip("numba_cuda", reason="the driver is numba-cuda's")
+
+from numbagru import _driver_cuda
+from numbagru._driver_cuda import Driver
+from numbagru.kernels.cuda.launch import Launch
+
+
+class OutOfMemory(Exception):
+    """What numba-cuda raises."""
+
+
+def cuda_of(version=(13, 0), capability=(9, 0), memory=1 << 30):
+    """Make what Driver takes of numba-cuda."""
+
+    def device_array(size, dtype):
+        if size > memory:
+            raise OutOfMemory("CUDA_ERROR_OUT_OF_MEMORY")
+        return np.empty(size, dtype)
+
+    driver = SimpleNamespace(get_version=lambda: version, CudaAPIError=OutOfMemory)
+    return SimpleNamespace(
+        cudadrv=SimpleNamespace(driver=driver),
+        get_current_device=lambda: SimpleNamespace(compute_capability=capability),
+        current_context=lambda: SimpleNamespace(
+            get_memory_info=lambda: (memory, 2 * memory)
+        ),
+        device_array=device_array,
+    )
+
+
+LAUNCH = Launch(lambda n: None, (types.int32,), (1,), 32, (1,))
+
+
+def test_no_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba_cuda", None)
+    with pytest.raises(RuntimeError, match=r"pip install numbagru\[cuda\].*'cpu'"):
+        _driver_cuda.driver()
+
+
+def test_no_driver(monkeypatch):
+    from numba import cuda
+
+    monkeypatch.setattr(cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match=r"NVIDIA driver.*nvidia-smi.*'cpu'"):
+        _driver_cuda.driver()
+
+
+def test_driver_older_than_the_toolkit(monkeypatch):
+    monkeypatch.setattr(_driver_cuda, "_toolkit", lambda: (13, 0))
+    with pytest.raises(RuntimeError, match=r"CUDA 12.4.*CUDA 13.0.*numba-cuda\[cu12\]"):
+        Driver(cuda_of(version=(12, 4)))
+
+
+def test_old_device():
+    driver = Driver(cuda_of(capability=(7, 0)))
+    with pytest.raises(RuntimeError, match=r"7\.5.*7\.0.*'cpu'"):
+        driver._compiled(LAUNCH)
+
+
+@pytest.mark.parametrize("error", [ImportError, OSError])
+def test_parts_of_the_toolkit_missing(error, monkeypatch):
+    from numbagru import _jit_cuda
+
+    def compiled(*arguments):
+        raise error("libnvvm cannot be found")
+
+    monkeypatch.setattr(_jit_cuda, "compiled", compiled)
+    with pytest.raises(RuntimeError, match=r"libnvvm.*pip install numbagru\[cuda\]"):
+        Driver(cuda_of())._compiled(LAUNCH)
+
+
+def test_too_little_memory():
+    with pytest.raises(MemoryError, match=r"1,001 bytes more.*1,000 of 2,000 left"):
+        Driver(cuda_of(memory=1000)).memory(1001)
+
+
+def test_the_toolkit_is_found():
+    assert _driver_cuda._toolkit() >= (12, 0)
+
+
+def test_kernels_are_compiled_once_for_a_capability(monkeypatch):
+    from numbagru import _jit_cuda
+
+    made = []
+    monkeypatch.setattr(_jit_cuda, "compiled", lambda *given: made.append(given))
+    driver = Driver(cuda_of())
+    driver._compiled(LAUNCH)
+    driver._compiled(LAUNCH)
+    assert len(made) == 1

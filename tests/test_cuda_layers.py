@@ -1,0 +1,251 @@
+"""Layers on an emulated CUDA device: arrays in and out, and the bits of the CPU."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba_cuda", reason="kernels are written with numba-cuda")
+pytest.importorskip("greenlet", reason="the emulator runs each thread as a greenlet")
+
+from devicearrays import DeviceArray, EmulatedDriver
+from numbagru import GRU, operands_cuda
+
+B, T, F, U = 4, 3, 2, 5
+
+
+@pytest.fixture
+def device(monkeypatch):
+    emulated = EmulatedDriver()
+    monkeypatch.setattr(operands_cuda, "driver", lambda: emulated)
+    return emulated
+
+
+def data(seed=0, shape=(B, T, F), dtype="float32"):
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+GAPS = np.arange(B * T).reshape(B, T) % 3 != 1
+LAYERS = {
+    "plain": ({}, {}),
+    "sequences": ({"return_sequences": True, "return_state": True}, {}),
+    "float64": ({"dtype": "float64", "return_sequences": True}, {}),
+    "reset before": ({"reset_after": False, "return_sequences": True}, {}),
+    "no bias": ({"use_bias": False}, {}),
+    "mask": ({"return_sequences": True, "return_state": True}, {"mask": GAPS}),
+    "backwards": ({"go_backwards": True, "return_sequences": True}, {"mask": GAPS}),
+    "zeros": ({"zero_output_for_mask": True, "return_sequences": True}, {"mask": GAPS}),
+    "relu": ({"activation": "relu"}, {}),
+    "dropout": ({"dropout": 0.3, "return_sequences": True}, {}),
+    "dropout per gate": ({"dropout": 0.3, "implementation": 1}, {}),
+    "recurrent dropout": ({"recurrent_dropout": 0.3, "return_sequences": True}, {}),
+}
+
+
+def twins(name):
+    """Make the layer on the CPU and on the device, with the same weights and draws."""
+    arguments, call = LAYERS[name]
+    pair = []
+    for where in ("cpu", "cuda"):
+        layer = GRU(U, seed=3, device=where, **arguments)
+        layer.build((B, T, F))
+        pair.append(layer)
+    pair[1].set_weights(pair[0].get_weights())
+    return (*pair, data(dtype=arguments.get("dtype", "float32")), call)
+
+
+def listed(outputs):
+    return outputs if isinstance(outputs, (list, tuple)) else [outputs]
+
+
+def same(expected, found):
+    assert type(found) is np.ndarray
+    assert expected.dtype == found.dtype
+    assert expected.shape == found.shape
+    assert expected.tobytes() == found.tobytes()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_numpy_in_numpy_out(name, device):
+    ours, theirs, x, call = twins(name)
+    for training in (False, True):
+        expected = listed(ours(x, training=training, **call))
+        found = listed(theirs(x, training=training, **call))
+        for right, result in zip(expected, found, strict=True):
+            same(right, result)
+    assert device.launched
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients(name, device):
+    ours, theirs, x, call = twins(name)
+    results = []
+    for layer in (ours, theirs):
+        y, pullback = layer.vjp(x, training=True, **call)
+        results.append((listed(y), pullback(y)))
+    (y_right, right), (y_found, found) = results
+    for a, b in zip(y_right, y_found, strict=True):
+        same(a, b)
+    same(right.inputs, found.inputs)
+    for a, b in zip(right.weights, found.weights, strict=True):
+        same(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_arrays_of_the_device(name, device):
+    ours, theirs, x, call = twins(name)
+    theirs = GRU.from_config({**theirs.get_config(), "device": "auto"})
+    theirs.build(x.shape)
+    theirs.set_weights(ours.get_weights())
+    there = {key: device.put(value) for key, value in call.items()}
+    expected, expected_pullback = ours.vjp(x, training=True, **call)
+    found, pullback = theirs.vjp(device.put(x), training=True, **there)
+    for right, result in zip(listed(expected), listed(found), strict=True):
+        assert isinstance(result, DeviceArray)
+        same(right, result.numbers)
+    right = expected_pullback(expected)
+    result = pullback(found)
+    assert isinstance(result.inputs, DeviceArray)
+    same(right.inputs, result.inputs.numbers)
+    for a, b in zip(right.weights, result.weights, strict=True):
+        assert isinstance(b, DeviceArray)
+        same(np.asarray(a), b.numbers)
+
+
+def test_stateful(device):
+    ours, theirs = (GRU(U, stateful=True, device=where) for where in ("cpu", "cuda"))
+    auto = GRU(U, stateful=True)
+    for layer in (ours, theirs, auto):
+        layer.build((B, T, F))
+        layer.set_weights(ours.get_weights())
+    for seed in range(2):
+        x = data(seed)
+        expected = ours(x)
+        same(expected, theirs(x))
+        same(expected, auto(device.put(x)).numbers)
+        same(ours.states[0].value, auto.states[0].value)
+
+
+def test_stacked_cells_and_training(device):
+    from numbagru import RNN, Dense, GRUCell, Sequential
+
+    x = data()
+    models = []
+    for where in ("cpu", "cuda"):
+        layer = GRU(U, seed=1, device=where)
+        model = Sequential([layer, Dense(1)])
+        model.compile("sgd", "mse")
+        model.build((B, T, F))
+        if models:
+            model.set_weights(start)
+        start = model.get_weights()
+        model.fit(x, np.ones((B, 1), "float32"), epochs=2, verbose=0, shuffle=False)
+        models.append(model)
+    for ours, theirs in zip(*(m.get_weights() for m in models), strict=True):
+        same(ours, theirs)
+    stack = RNN([GRUCell(U), GRUCell(3)], return_sequences=True)
+    same(stack(x), stack(device.put(x)).numbers)
+
+
+def test_time_major(device):
+    layers = [
+        GRU(U, time_major=True, return_sequences=True, device=where)
+        for where in ("cpu", "cuda")
+    ]
+    x = data(shape=(T, B, F))
+    for layer in layers:
+        layer.build(x.shape)
+        layer.set_weights(layers[0].get_weights())
+    (ours, pull_ours), (theirs, pull_theirs) = (layer.vjp(x) for layer in layers)
+    same(ours, theirs)
+    same(pull_ours(ours).inputs, pull_theirs(theirs).inputs)
+
+
+@pytest.mark.parametrize("shape", [(0, T, F), (B, 0, F), (0, 0, F)])
+def test_nothing_to_do(shape, device):
+    ours, theirs, _, _ = twins("sequences")
+    x = np.zeros(shape, "float32")
+    for right, result in zip(ours(x), theirs(x), strict=True):
+        same(right, result)
+
+
+def test_work_memory_is_used_again(device):
+    _, layer, x, _ = twins("plain")
+    layer(x)
+    before = len(device.allocations)
+    layer(x)
+    results = 1
+    assert len(device.allocations) == before + results
+
+
+def test_wide_layers_explain_themselves(device):
+    assert GRU(200).explain(device.put(data())).startswith("cuda_cached")
+
+
+def layer_of(**arguments):
+    layer = GRU(U, **arguments)
+    layer.build((B, T, F))
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            lambda d, x: {"sequences": d.put(x.astype("float64"))},
+            TypeError,
+            "`sequences` must have the layer's dtype, float32.*float64",
+        ),
+        (
+            lambda d, x: {"sequences": DeviceArray(d.put(x).numbers[:, ::2])},
+            ValueError,
+            "`sequences` must be contiguous",
+        ),
+        (
+            lambda d, x: {"initial_state": d.put(data(1, (B, U)), device=1)},
+            ValueError,
+            "`initial_state` must be on the device of `sequences`, number 0.*device 1",
+        ),
+        (
+            lambda d, x: {"initial_state": d.put(data(1, (B, U + 1)))},
+            ValueError,
+            "`initial_state` must have shape",
+        ),
+        (
+            lambda d, x: {"mask": d.put(GAPS.astype("float32"))},
+            TypeError,
+            "`mask` must hold booleans.*float32",
+        ),
+        (
+            lambda d, x: {"mask": d.put(GAPS[:, 1:])},
+            ValueError,
+            "`mask` must have",
+        ),
+    ],
+)
+def test_bad_arrays(change, error, message, device):
+    x = data()
+    arguments = {"sequences": device.put(x), **change(device, x)}
+    with pytest.raises(error, match=message):
+        layer_of()(**arguments)
+    assert not device.launched
+
+
+def test_too_little_memory_changes_nothing(device):
+    layer = layer_of(stateful=True)
+    x = device.put(data())
+    layer(x)
+    before = layer.states[0].value.copy()
+    operands_cuda._spare.clear()
+    device.left = 16
+    with pytest.raises(MemoryError, match="bytes more on the CUDA device"):
+        layer(x)
+    same(before, layer.states[0].value)
+
+
+def test_sizes_of_32_bits(device):
+    class Huge:
+        kernel, signature, blocks, threads = None, (), (1,), 1
+        arguments = (2**31,)
+
+    place = operands_cuda.place_of(device.put(data()))
+    with pytest.raises(ValueError, match="fewer rows or steps"):
+        place.run([Huge])
