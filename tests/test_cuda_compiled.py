@@ -92,7 +92,7 @@ VARIANTS = [
     (33, 1, False, True, False, True),
     (48, 4, False, True, True, True),
     (56, 2, False, True, True, True),
-    (96, 4, True, False, False, True),
+    (80, 4, True, False, False, True),
     (112, 2, True, True, True, True),
     (2000, 2, False, True, False, False),
 ]
@@ -116,7 +116,7 @@ BACKWARD = [
     (1, 1, True, False, False, False),
     (48, 4, False, True, True, True),
     (56, 2, True, True, True, False),
-    (96, 4, True, True, True, True),
+    (80, 4, True, True, True, True),
     (112, 2, True, False, False, False),
     (2000, 1, False, True, False, False),
 ]
