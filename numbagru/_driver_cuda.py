@@ -64,10 +64,9 @@ class Driver:
         from cuda.bindings import driver as bindings
 
         kind = bindings.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-        with self.on(0):
-            return int(
-                self._cuda.cudadrv.driver.driver.cuPointerGetAttribute(kind, address)
-            )
+        return int(
+            self._cuda.cudadrv.driver.driver.cuPointerGetAttribute(kind, address)
+        )
 
     def current_device(self) -> int:
         """Return the number of the device that this thread works with."""
@@ -104,8 +103,8 @@ class Driver:
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """Allocate an array of Numba's for the caller."""
-        memory = self.memory(int(np.prod(shape)) * dtype.itemsize)
-        return memory.view(dtype).reshape(shape)
+        size = int(np.prod(shape)) * dtype.itemsize
+        return self.memory(max(1, size))[:size].view(dtype).reshape(shape)
 
     def to_device(self, target: Any, source: np.ndarray, stream: int) -> None:
         """Copy bytes of the host to what `memory` returned."""

@@ -97,9 +97,9 @@ class Device(Operands):
         self._results: dict[int, Any] = {}
 
     @property
-    def key(self) -> tuple[int, ...]:
+    def key(self) -> tuple[Any, ...]:
         """What memory is kept apart by: driver, device and stream."""
-        return id(self._driver), self.number, self._library.stream
+        return self._driver, self.number, self._library.stream
 
     def array(self, value: Any, name: str, dtype: np.dtype) -> np.ndarray:
         """Take real numbers, which must have the layer's dtype if on the device."""
@@ -179,7 +179,7 @@ class Device(Operands):
 
     def given(self, array: np.ndarray) -> Any:
         """Return the caller's own array for one of `empty`, or a view of it."""
-        result = self._results[array.ctypes.data]
+        result = self._results.pop(array.ctypes.data)
         if self._library.__class__ is not _Host:
             same = tuple(result.shape) == array.shape
             return result if same else result.reshape(array.shape)
