@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from numbagru.kernels import memory
+from numbagru.registry import on_device
 
 __all__ = ["HOST", "Operands", "nothing", "on_device"]
 
@@ -25,13 +26,6 @@ _NO_MASK = np.zeros((0, 0), np.uint8)
 def nothing(ndim: int, dtype: np.dtype) -> np.ndarray:
     """Give the array of size 0 that stands for none."""
     return np.empty((0,) * ndim, dtype)
-
-
-def on_device(value: Any) -> bool:
-    """Whether `value` is an array in the memory of a CUDA device."""
-    return not isinstance(value, np.ndarray) and hasattr(
-        value, "__cuda_array_interface__"
-    )
 
 
 class Operands:

@@ -214,6 +214,22 @@ def non_negative(value: Any, name: str) -> Any:
     return finite_number(value, name, "a non-negative float", lambda v: v >= 0)
 
 
+def on_device(value: Any) -> bool:
+    """Whether `value` is an array in the memory of a CUDA device."""
+    return not isinstance(value, np.ndarray) and hasattr(
+        value, "__cuda_array_interface__"
+    )
+
+
+def refuse_device(value: Any, name: str) -> None:
+    """Raise TypeError for an array on a CUDA device, where only GRUs compute."""
+    if on_device(value):
+        raise TypeError(
+            f"`{name}` is an array on a CUDA device, but only GRU layers, and RNN "
+            "layers of GRU cells, compute there. Copy it to the host first."
+        )
+
+
 def float_array(w: Any, name: str = "w") -> np.ndarray:
     """Return `w` as float32 or float64; other real dtypes become float32.
 
@@ -222,6 +238,7 @@ def float_array(w: Any, name: str = "w") -> np.ndarray:
     TypeError
         If `w` holds complex numbers or no numbers at all.
     """
+    refuse_device(w, name)
     w = np.asarray(w)
     if w.dtype in (np.float32, np.float64):
         return w

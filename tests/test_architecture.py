@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "gates": "_jit scalar activations",
     "_jit_cuda": "",
     "kernels": "_jit _jit_cuda scalar activations gates",
-    "operands": "kernels",
+    "operands": "registry kernels",
     "_driver_cuda": "_jit_cuda",
     "operands_cuda": "_driver_cuda kernels operands",
     "dispatch": "kernels operands operands_cuda",

@@ -28,7 +28,7 @@ from benchmarks import (  # noqa: E402
 from benchmarks.engines import ENGINES, able  # noqa: E402
 from benchmarks.shapes import BY_NAME, FAMILIES, SHAPES, Shape, make_data  # noqa: E402
 
-PROGRAMS = ("memory", "peers", "picture", "roofline", "scaling", "startup")
+PROGRAMS = ("gpu", "memory", "peers", "picture", "roofline", "scaling", "startup")
 NAN = math.nan
 ROOF = {
     "threads": [1, 2],

@@ -1,5 +1,8 @@
 """Layers on an emulated CUDA device: arrays in and out, and the bits of the CPU."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -7,7 +10,15 @@ pytest.importorskip("numba_cuda", reason="kernels are written with numba-cuda")
 pytest.importorskip("greenlet", reason="the emulator runs each thread as a greenlet")
 
 from devicearrays import DeviceArray, EmulatedDriver
-from numbagru import GRU, operands_cuda
+from numbagru import (
+    GRU,
+    RNN,
+    Bidirectional,
+    Dense,
+    GRUCell,
+    Sequential,
+    operands_cuda,
+)
 
 B, T, F, U = 4, 3, 2, 5
 
@@ -125,8 +136,6 @@ def test_stateful(device):
 
 
 def test_stacked_cells_and_training(device):
-    from numbagru import RNN, Dense, GRUCell, Sequential
-
     x = data()
     models = [Sequential([GRU(U, device=where), Dense(1)]) for where in ("cpu", "cuda")]
     for model in models:
@@ -139,6 +148,9 @@ def test_stacked_cells_and_training(device):
         same(ours, theirs)
     stack = RNN([GRUCell(U), GRUCell(3)], return_sequences=True)
     same(stack(x), stack(device.put(x)).numbers)
+    stack = RNN([GRUCell(U), GRUCell(3)], go_backwards=True)
+    expected = stack(x, mask=GAPS)
+    same(expected, stack(device.put(x), mask=device.put(GAPS)).numbers)
 
 
 def test_time_major(device):
@@ -235,6 +247,48 @@ def test_too_little_memory_changes_nothing(device):
     with pytest.raises(MemoryError, match="bytes more on the CUDA device"):
         layer(x)
     same(before, layer.states[0].value)
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda x: Bidirectional(GRU(3))(x), "sequences"),
+        (lambda x: GRUCell(3)(x, x), "inputs"),
+        (lambda x: Dense(3)(x), "inputs"),
+        (lambda x: layer_of().stream(B).push(x), "x_t"),
+        (lambda x: GRU(3, activity_regularizer="l2")(x), "w"),
+        (lambda x: Sequential([GRU(3)]).predict(x), "x"),
+    ],
+)
+def test_who_takes_no_arrays_of_a_device(call, name, device):
+    message = f"`{name}` is an array on a CUDA device.*Copy it to the host"
+    with pytest.raises(TypeError, match=message):
+        call(device.put(data()))
+
+
+def test_penalties_are_added_on_the_host(device):
+    layer = layer_of(kernel_regularizer="l2")
+    y, pullback = layer.vjp(device.put(data()))
+    with pytest.raises(TypeError, match=r"`include_losses=True`.*device='cuda'"):
+        pullback(y, include_losses=True)
+
+
+def test_the_program_that_checks_a_card(device, monkeypatch, capsys):
+    sys.path.append(str(Path(__file__).parents[1]))
+    from benchmarks import gpu
+
+    monkeypatch.setattr(gpu, "CHECKED", (gpu.Shape(2, 3, 2, 5),))
+    assert gpu.check()
+    assert capsys.readouterr().out.count("yes") == len(gpu.VARIANTS)
+    monkeypatch.setattr(gpu, "VARIANTS", {"default": {}})
+    make = gpu.layer_for
+
+    def wrong_on_the_device(shape, weights, where):
+        activation = "relu" if where == "cuda" else "tanh"
+        return make(shape, weights, "cpu", activation=activation)
+
+    monkeypatch.setattr(gpu, "layer_for", wrong_on_the_device)
+    assert not gpu.check()
 
 
 def test_sizes_of_32_bits(device):

@@ -13,6 +13,7 @@ from numbagru.layers.checks import real_array
 from numbagru.layers.lengths import TakesLengths
 from numbagru.layers.rnn import RNN
 from numbagru.layers.structure import flatten, flatten_cotangent, pack_like
+from numbagru.registry import refuse_device
 
 MERGE_MODES = ("sum", "mul", "ave", "concat", None)
 
@@ -232,6 +233,7 @@ class Bidirectional(TakesLengths, Layer):
 
     def _begin(self, sequences: Any, initial_state: Any, mask: Any) -> tuple:
         """Check for both layers before one of them draws or records anything."""
+        refuse_device(sequences, "sequences")
         x = real_array("sequences", sequences, self.dtype)
         states = _halves(initial_state, "initial_state")
         for child, state in zip(self._children, states, strict=True):

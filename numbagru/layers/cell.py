@@ -18,6 +18,7 @@ from numbagru.layers.saving import register
 from numbagru.layers.structure import add_gradients, flatten_cotangent
 from numbagru.layers.variable import RandomState, Variable
 from numbagru.random import SeedGenerator, fill_dropout_mask, generator
+from numbagru.registry import refuse_device
 
 
 @register()
@@ -219,6 +220,7 @@ class GRUCell(Layer):
 
     def _step(self, inputs: Any, states: Any, training: bool | None) -> tuple:
         """Check, build and draw; return one-step sequences, the state and the masks."""
+        refuse_device(inputs, "inputs")
         x = real_array("inputs", inputs, self.dtype)
         check_rank(x, 2, self.name)
         check_features(x, self)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from numbagru.functional import on_device
 from numbagru.layers.structure import flatten, pack_like
+from numbagru.registry import on_device
 
 
 def real_array(name: str, value: Any, dtype: str) -> Any:

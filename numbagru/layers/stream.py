@@ -9,6 +9,7 @@ import numpy as np
 
 from numbagru import functional
 from numbagru.layers.checks import read_state, row_mask
+from numbagru.registry import refuse_device
 
 
 class Stream:
@@ -124,6 +125,7 @@ class Stream:
             self._state[row_mask(rows, self.batch_size)] = 0
 
     def _checked(self, x_t: Any) -> np.ndarray:
+        refuse_device(x_t, "x_t")
         if not isinstance(x_t, np.ndarray) or x_t.dtype != self._dtype:
             kind = getattr(x_t, "dtype", type(x_t).__name__)
             raise TypeError(
