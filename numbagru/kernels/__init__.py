@@ -35,7 +35,8 @@ Order of sums, for each output element: the bias, then one chain of fused multip
 over features 0..F-1, then units 0..U-1; the candidate's recurrent part with the reset
 gate after the product is a chain of its own from its own bias. Never split, never
 reassociated. Weight gradients are partial sums over fixed blocks of rows, each from the
-last step to the first, added in the order of the blocks. So no result depends on the
+last step to the first, added in the order of the blocks. An activation that takes all
+units of a row adds them as folds.py says. So no result depends on the
 rows around it, on threads, on chunks of time or on the vector width.
 
 Where things are
