@@ -130,6 +130,10 @@ def gru(
     config : GRUConfig
     weights : Weights
     x : array_like (B, T, F), or (T, B, F) with ``config.time_major``
+        An array on a CUDA device (``__cuda_array_interface__``: PyTorch, CuPy, Numba)
+        is computed there, on the stream of its library, and so is anything with
+        ``config.device == "cuda"``. Arrays on a device must be contiguous and have the
+        layer's dtype, masks booleans; those of the host are copied there.
     initial_state : array_like (B, U), optional
         Default: zeros.
     mask : array_like (B, T) or (B, T, 1), optional
@@ -143,6 +147,7 @@ def gru(
     Returns
     -------
     last_output : ndarray (B, U)
+        This and the others are of the library that x is of.
     outputs : ndarray (B, T, U) or None
         In processing order; None unless ``config.return_sequences``.
     state : ndarray (B, U)
@@ -152,9 +157,14 @@ def gru(
     Raises
     ------
     TypeError
-        For arrays of anything but real numbers.
+        For arrays of anything but real numbers, or on a device of another dtype.
     ValueError
-        For wrong shapes.
+        For wrong shapes; for arrays on a device that are elsewhere, have gaps or are
+        too large for sizes of 32 bits.
+    RuntimeError
+        If what a CUDA device needs is missing, or no kernel there takes the layer.
+    MemoryError
+        If the device has too little memory.
     """
     if mask is None and input_dropout is None and recurrent_dropout is None:
         result = weights.call(config)(x, initial_state)

@@ -165,7 +165,8 @@ class RNN(Stateful, TakesLengths, Layer):
             Shape `(batch, time, features)`, or `(time, batch, features)` with
             `time_major`. `time` and `batch` may be 0. Or a list of arrays
             `(steps, features)`: where their steps differ, zeros are put after the
-            shorter ones, and `lengths` follow.
+            shorter ones, and `lengths` follow. An array on a CUDA device is computed
+            there, if the cells are GRU cells; see `numbagru.functional.gru`.
         initial_state : array_like or list, optional
             State before the first step, `(batch, units)`; for several states a list.
             By default zeros, or what a stateful layer has recorded.
