@@ -11,7 +11,7 @@ import numpy as np
 
 from numbagru.kernels import backward_cpu, forward_cpu, plain_cpu
 from numbagru.kernels.call import whole_rows
-from numbagru.kernels.cuda.limits import MOST_RESIDENT, fits
+from numbagru.kernels.cuda.limits import MOST_RESIDENT, TILED_FROM_ROWS, fits
 from numbagru.operands import HOST, on_device
 
 
@@ -24,6 +24,9 @@ class Problem:
     units: int = 1
     bits: int = 32
     whole_rows: bool = False  # whether an activation takes all units at once
+    reset_after: bool = True
+    many_rows: bool = False  # whether they fill tiles of rows on a device, and T > 0
+    drops: bool = False  # whether the state has dropout
 
 
 Check = Callable[[Problem], str | None]
@@ -62,6 +65,24 @@ def _resident(problem: Problem) -> str | None:
     return f"{problem.units} units are more than the {most} that fit registers"
 
 
+def _one_product(problem: Problem) -> str | None:
+    if problem.reset_after:
+        return None
+    return "reset_after=False takes two products one after the other in a step"
+
+
+def _one_state(problem: Problem) -> str | None:
+    if problem.drops:
+        return "recurrent dropout gives each gate a state of its own"
+    return None
+
+
+def _many_rows(problem: Problem) -> str | None:
+    if problem.many_rows:
+        return None
+    return f"there are fewer than the {TILED_FROM_ROWS} rows of a tile, or no steps"
+
+
 def _cuda(name: str) -> Callable[..., Any]:
     """Import the passes on the device, and with them numba-cuda, when they run."""
 
@@ -74,6 +95,7 @@ def _cuda(name: str) -> Callable[..., Any]:
 
 
 _CUDA = _cuda("forward"), _cuda("backward"), _cuda("saved_shapes")
+_CUDA_TILED = _cuda("forward_tiled"), *_CUDA[1:]
 
 KERNELS = (
     Row(
@@ -101,6 +123,13 @@ KERNELS = (
         "recurrent weights in registers over all steps, a block for each few rows",
         *_CUDA,
         (_fused, _scalar, _resident),
+    ),
+    Row(
+        "cuda_tiled",
+        "cuda",
+        "a launch for each step forward, in tiles of rows x units; back as cuda_cached",
+        *_CUDA_TILED,
+        (_fused, _scalar, _one_product, _one_state, _many_rows),
     ),
     Row(
         "cuda_cached",
@@ -145,14 +174,19 @@ def select(given: Problem) -> Row:
     )
 
 
-def problem(config: Any, cuda: bool = False) -> Problem:
-    """Take from a `GRUConfig` what the choice depends on."""
+def problem(
+    config: Any, cuda: bool = False, many_rows: bool = False, drops: bool = False
+) -> Problem:
+    """Take from a `GRUConfig`, and from a call, what the choice depends on."""
     return Problem(
         config.use_cudnn is not False,
         "cuda" if cuda or config.device == "cuda" else "cpu",
         config.units,
         8 * np.dtype(config.dtype).itemsize,
         whole_rows(config),
+        config.reset_after,
+        many_rows,
+        drops,
     )
 
 
@@ -184,9 +218,24 @@ def place_of(x: Any) -> Any:
 
 
 @lru_cache
-def family(config: Any, cuda: bool = False) -> Row:
+def family(
+    config: Any, cuda: bool = False, many_rows: bool = False, drops: bool = False
+) -> Row:
     """Return the row for a `GRUConfig`, which is remembered by its identity."""
-    return select(problem(config, cuda))
+    return select(problem(config, cuda, many_rows, drops))
+
+
+def family_of(call: Any) -> Row:
+    """Return the row for a `kernels.call.Call`."""
+    if call.place is HOST:
+        return family(call.config)
+    B, T, _ = call.x.shape
+    return family(call.config, True, fills_tiles(B, T), call.h_drop.size > 0)
+
+
+def fills_tiles(B: int, T: int) -> bool:
+    """Whether there are steps, and rows for their tiles."""
+    return B >= TILED_FROM_ROWS and T > 0
 
 
 def explain(given: Problem) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from numbagru import dispatch
 from numbagru.kernels.call import Call, Cotangents, Outputs, Results
 from numbagru.kernels.threads import get_num_threads, set_num_threads
-from numbagru.operands import HOST, nothing, on_device
+from numbagru.operands import nothing, on_device
 from numbagru.weights import Weights, threads_of
 
 __all__ = [
@@ -173,7 +173,7 @@ def gru(
     call, _ = _call(
         config, weights, x, initial_state, mask, input_dropout, recurrent_dropout
     )
-    family = dispatch.family(config, call.place is not HOST)
+    family = dispatch.family_of(call)
     out = _outputs(call)
     family.forward(call, out, threads_of(config))
     return _public(call, out)
@@ -204,7 +204,7 @@ def gru_vjp(
     )
     for activation in (config.activation, config.recurrent_activation):
         _ = activation.backward_argument
-    family = dispatch.family(config, call.place is not HOST)
+    family = dispatch.family_of(call)
     out = _outputs(call, family.saved_shapes(call))
     family.forward(call, out, threads_of(config))
 
@@ -285,13 +285,18 @@ def explain(config: Any, x: Any = None) -> str:
     Parameters
     ----------
     config : GRUConfig
-    x : optional
-        The sequences: an array on a CUDA device runs there, unless ``config.device``
-        says otherwise; so does anything if that is "cuda".
+    x : array or tuple of int, optional
+        The sequences, or their shape. An array on a CUDA device runs there, and so
+        does anything if ``config.device`` is "cuda".
 
     Raises
     ------
     RuntimeError
         If no kernel for the device takes the layer.
     """
-    return dispatch.explain(dispatch.problem(config, on_device(x)))
+    shape = getattr(x, "shape", x) or ()
+    B, T = (size or 0 for size in (*shape, 0, 0)[:2])
+    if config.time_major:
+        B, T = T, B
+    many, drops = dispatch.fills_tiles(B, T), config.recurrent_dropout > 0
+    return dispatch.explain(dispatch.problem(config, on_device(x), many, drops))

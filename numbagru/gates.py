@@ -7,8 +7,8 @@ kernels' work. ``reset_after=True`` is arXiv:1406.1078v1 (and cuDNN),
 
 A kernel brings the sums of a row, or of a tile of rows, in a scratch of sections n
 numbers apart; one step turns the first `count` of each into gates and the next state in
-place. n and `count` are multiples of `BLOCK`. For activations that act on all of a row,
-a section has rows of `units`, `line(units)` apart. One contiguous buffer,
+place. n is a multiple of `D_BLOCK`, `count` of `BLOCK`. For activations that act on all
+of a row, a section has rows of `units`, `line(units)` apart. One contiguous buffer,
 unsigned indices and inner loops of constant length are what lets LLVM vectorise; a
 constant n, after merging into the tile kernels, saves it the checks for overlap and the
 scalar copy of the loop behind them.

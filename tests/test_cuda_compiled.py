@@ -22,6 +22,7 @@ from numbagru.kernels.cuda import (
     backward_rows,
     elementwise,
     forward_rows,
+    forward_tiles,
     launch,
     limits,
     products,
@@ -145,6 +146,10 @@ def others(real):
     yield products.make_input_gradient(real, True, True), signatures[0], threads
     yield w.make_gradient(real, False, True, False, False), signatures[1], threads
     yield w.make_gradient(real, True, False, True, True), signatures[1], threads
+    both = activation("tanh"), activation("sigmoid")
+    tiles, signature = forward_tiles, forward_tiles.signature(real)
+    yield tiles.make(real, *both, False, False), signature, tiles.THREADS
+    yield tiles.make(real, *both, True, True), signature, tiles.THREADS
     yield w.make_biases(real, True), w.biases_signature(real), w.COLUMNS
     yield w.make_collect(real), w.collect_signature(real), w.COLUMNS
     for one in around(real):

@@ -82,11 +82,38 @@ def check_forward(name, reset_after, rows, dtype):
     expected, found = outputs(call), outputs(call)
     plain_cpu.forward(call, expected, 1)
     emulate(forward_cuda.forward(call, found, rows, poisoned), seed=rows)
+    check_outputs(call, expected, found)
+
+
+def check_outputs(call, expected, found):
     for name, right in expected._asdict().items():
         result = getattr(found, name)
         if name == "saved":
             right, result = active_only(call, right), active_only(call, result)
         assert right.tobytes() == result.tobytes(), name
+
+
+TILED = {
+    **{
+        name: case
+        for name, case in CHOSEN.items()
+        if case.shape[0] * case.shape[1] > 0
+        and case.dropout not in ("recurrent", "both")
+    },
+    # Past a tile of rows and of units, of more than a slab of units.
+    "past the rows": Case((65, 2, 3, 17), mask="gaps"),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", TILED)
+def test_forward_in_tiles(name, dtype):
+    case = replace(TILED[name], dtype=dtype, reset_after=True)
+    call, _ = functional._call(*arguments(case, "cpu_plain"))
+    expected, found = outputs(call), outputs(call)
+    plain_cpu.forward(call, expected, 1)
+    emulate(forward_cuda.forward_tiled(call, found, poisoned), seed=1)
+    check_outputs(call, expected, found)
 
 
 @pytest.mark.parametrize(("rows", "dtype"), [(1, "float64"), (3, "float32")])

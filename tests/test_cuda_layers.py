@@ -17,8 +17,10 @@ from numbagru import (
     Dense,
     GRUCell,
     Sequential,
+    dispatch,
     operands_cuda,
 )
+from numbagru.kernels.cuda import limits
 
 B, T, F, U = 4, 3, 2, 5
 
@@ -173,6 +175,21 @@ def test_nothing_to_do(shape, device):
     x = np.zeros(shape, "float32")
     for right, result in zip(ours(x), theirs(x), strict=True):
         same(right, result)
+
+
+@pytest.mark.parametrize("name", ["sequences", "mask", "zeros", "backwards"])
+def test_wide_layers_with_many_rows(name, device, monkeypatch):
+    monkeypatch.setitem(limits.MOST_RESIDENT, 32, U - 1)
+    monkeypatch.setattr(dispatch, "TILED_FROM_ROWS", B)
+    ours, theirs, x, call = twins(name)
+    assert theirs.explain(x).startswith("cuda_tiled")
+    (y, pull), (y_there, pull_there) = (
+        layer.vjp(x, **call) for layer in (ours, theirs)
+    )
+    assert len(device.launched) >= T
+    for right, result in zip(listed(y), listed(y_there), strict=True):
+        same(right, result)
+    same(pull(y).inputs, pull_there(y_there).inputs)
 
 
 def test_work_memory_is_used_again(device):

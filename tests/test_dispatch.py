@@ -1,6 +1,6 @@
 """The table of kernels as a table."""
 
-import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +20,9 @@ problems = st.builds(
     units=st.integers(1, 2000),
     bits=st.sampled_from([32, 64]),
     whole_rows=st.booleans(),
+    reset_after=st.booleans(),
+    many_rows=st.booleans(),
+    drops=st.booleans(),
 )
 
 
@@ -54,12 +57,12 @@ def test_default_takes_the_first_row(problem):
     [
         (HOST, {"fused": False}, ["use_cudnn=False forbids the fused kernels"]),
         (
-            DEVICE,
+            replace(DEVICE, many_rows=True),
             {"units": MOST_RESIDENT[32] + 1},
             ["113 units are more than the 112 that fit registers"],
         ),
         (
-            DEVICE,
+            replace(DEVICE, many_rows=True),
             {"units": MOST_RESIDENT[64] + 1, "bits": 64},
             ["57 units are more than the 56 that fit registers"],
         ),
@@ -69,7 +72,7 @@ def test_explain_names_each_refusal(problem, change, reasons):
     refused, taken = rows_of(problem.device)[:2]
     expected = [f"{taken.name}: {taken.why}"]
     expected += [f"  not {refused.name}: {reason}" for reason in reasons]
-    explained = dispatch.explain(dataclasses.replace(problem, **change))
+    explained = dispatch.explain(replace(problem, **change))
     assert explained.splitlines() == expected
 
 
@@ -97,10 +100,29 @@ def test_rows_are_complete():
         assert all(map(callable, (row.forward, row.backward, row.saved_shapes)))
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"reset_after": False}, "reset_after=False takes two products"),
+        ({"drops": True}, "recurrent dropout gives each gate"),
+        ({"many_rows": False}, "there are fewer than the 64 rows"),
+    ],
+)
+def test_what_rules_out_tiles_on_a_device(change, reason):
+    wide = replace(DEVICE, units=500, many_rows=True)
+    assert dispatch.select(wide).name == "cuda_tiled"
+    explained = dispatch.explain(replace(wide, **change)).splitlines()
+    assert explained[0].startswith("cuda_cached")
+    assert explained[-1].startswith(f"  not cuda_tiled: {reason}")
+
+
 def test_explain_follows_the_array():
     layer = GRU(200)
     assert layer.explain((2, 4, 3)).startswith("cpu_tiles")
     assert layer.explain(OnDevice()).startswith("cuda_cached")
+    assert GRU(200, device="cuda").explain((64, 9, 3)).startswith("cuda_tiled")
+    layer = GRU(200, device="cuda", time_major=True)
+    assert layer.explain((64, 9, 3)).startswith("cuda_cached")
     assert GRU(20, device="cuda").explain((2, 4, 3)).startswith("cuda_resident")
 
 

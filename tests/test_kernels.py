@@ -410,16 +410,21 @@ ACTIVATIONS = [
     ("cpu_plain", "softmax", "sigmoid", True, "float32"),
     ("cpu_plain", "softmax", "softmax", False, "float64"),
     ("cpu_plain", "tanh", "silu", True, "float32"),
+    ("cpu_plain", "linear", "hard_sigmoid", True, "float32"),
+    ("cpu_plain", "relu", "softmax", False, "float64"),
 ]
 
 
+@pytest.mark.parametrize("units", [5, 17])
 @pytest.mark.parametrize(
     ("family", "activation", "recurrent_activation", "reset_after", "dtype"),
     ACTIVATIONS,
 )
-def test_activations(family, activation, recurrent_activation, reset_after, dtype):
+def test_activations(
+    family, activation, recurrent_activation, reset_after, dtype, units
+):
     case = Case(
-        (9, 5, 3, 17),
+        (9, 5, 3, units),
         mask="gaps",
         activation=activation,
         recurrent_activation=recurrent_activation,

@@ -13,8 +13,6 @@ from numba import types
 
 from numbagru._jit import Kernel, routine
 from numbagru.gates import (
-    BLOCK,
-    D_BLOCK,
     D_HH,
     D_R,
     D_RECURRENT,
@@ -35,6 +33,7 @@ from numbagru.gates import (
     d_step_reset_after,
     gates_reset_before,
     kept_section,
+    line,
     next_state,
     step_reset_after,
 )
@@ -119,7 +118,7 @@ def _forward_row(
     zero_output, first_is_state, y, last, state, saved, states, b,
 ):  # fmt: skip
     T, F, U = x.shape[1], x.shape[2], R_.shape[0]
-    n = (U + BLOCK - 1) // BLOCK * BLOCK
+    n = line(U)
     s = np.zeros((SECTIONS, n), x.dtype)
     keep = saved.size > 0
     xs, hs = np.empty((3, F), x.dtype), np.empty((3, U), x.dtype)
@@ -243,7 +242,7 @@ def _backward_row(
     real = x.dtype
     xs, hs = np.empty((3, F), real), np.empty((3, U), real)
     d_xs, d_hs = np.empty(F, real), np.empty(U, real)
-    n = (U + D_BLOCK - 1) // D_BLOCK * D_BLOCK
+    n = line(U)
     s = np.zeros((D_SECTIONS, n), real)
     dh, inner = s[D, :U], s[D_RECURRENT, :U]
     d_sums = s[D_Z, :U], s[D_R, :U], s[D_HH, :U], inner

@@ -14,6 +14,7 @@ Where things are
     products            many samples at once: inputs and weights, and back
     forward_rows        the recurrence, blocks of few rows that wait for nobody, and
     backward_rows       back
+    forward_tiles       a step of many rows, wide layers
     elementwise         what NumPy does around a pass on the host
     weight_gradients    what backward adds up: parts of rows, and their sum
 """

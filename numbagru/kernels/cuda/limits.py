@@ -9,6 +9,10 @@ MOST_RESIDENT = {32: 112, 64: 56}
 # The backward kernel with four rows of 88 units needs 40 bytes of memory for them.
 _FOUR_ROWS_UP_TO = {32: 80, 64: 48}
 
+# From so many rows on, a tile's, wide layers take their steps one by one. A model:
+# below, reading the weights for blocks of few rows takes no longer than a launch.
+TILED_FROM_ROWS = 64
+
 
 def fits(bits: int, units: int) -> bool:
     """Whether the recurrent weights of a thread fit its registers."""

@@ -9,7 +9,7 @@ from numbagru.kernels.cuda import backward_cuda, elementwise, forward_cuda
 from numbagru.kernels.cuda.limits import most_rows
 from numbagru.kernels.plain_cpu import saved_shapes
 
-__all__ = ["backward", "forward", "saved_shapes"]
+__all__ = ["backward", "forward", "forward_tiled", "saved_shapes"]
 
 
 def _rows(call: Call) -> int:
@@ -27,6 +27,12 @@ def forward(call: Call, out: Outputs, most: int) -> None:
     """Launch the forward pass; threads are none of its business."""
     launches = forward_cuda.forward(_on_device(call), out, _rows(call), call.place.work)
     call.place.run(launches)
+
+
+def forward_tiled(call: Call, out: Outputs, most: int) -> None:
+    """Launch the forward pass, step by step."""
+    place = call.place
+    place.run(forward_cuda.forward_tiled(_on_device(call), out, place.work))
 
 
 def backward(
