@@ -129,7 +129,7 @@ def check_backward(name, reset_after, rows, dtype):
     (B, T, F), U = call.x.shape, call.config.units
     gradients = problem_of(case).gradients
     given = Cotangents(
-        *operands.cotangents(
+        *operands.HOST.cotangents(
             call.config,
             call.x.shape,
             call.x.dtype,
