@@ -207,7 +207,8 @@ def compare(what):
     """Print times beside cuDNN's and the ratios, TF32 off and on."""
     import torch
 
-    rows = []
+    head = [f"{what}, ms (BxTxFxU)", "numbagru", "cuDNN", "cuDNN TF32", "ratio", "TF32"]
+    print(markdown(head, []))  # and rows as they come: a time limit loses none
     for units in UNITS:
         for batch in ROWS:
             shape = Shape(batch, STEPS, FEATURES, units)
@@ -221,10 +222,8 @@ def compare(what):
                 step = torch_step(module, data, what)
                 theirs.append(timed(step, torch.cuda.synchronize))
             ratios = [f"{ms / ours:.2f}" for ms in theirs]
-            rows.append([shape, cell(ours), *map(cell, theirs), *ratios])
-            print("|", *rows[-1], sep=" | ", file=sys.stderr, flush=True)
-    head = [f"{what}, ms (BxTxFxU)", "numbagru", "cuDNN", "cuDNN TF32", "ratio", "TF32"]
-    print(markdown(head, rows))
+            row = [shape, cell(ours), *map(cell, theirs), *ratios]
+            print("|", " | ".join(map(str, row)), "|", flush=True)
     return True
 
 
@@ -311,7 +310,9 @@ def main():
             )  # fmt: skip
             text, passed = found.stdout, found.returncode == 0
         except subprocess.TimeoutExpired as late:
-            text = (late.stdout or b"").decode() + f"\nnot done after {seconds} s"
+            text = late.stdout or ""  # bytes even of text, in some versions of Python
+            text = text.decode() if isinstance(text, bytes) else text
+            text += f"\nnot done after {seconds} s"
             passed = False
         failed += [] if passed else [name]
         report.append(f"## {name}\n\n{text}\n")

@@ -111,7 +111,7 @@ def exp(x):
 
 @scalar
 def exp_negative(x):
-    """`exp` for x <= 0, in four fifths of the instructions."""
+    """`exp` for x <= 0, with the same bits: never large, so one scale will do."""
     low = _smallest_exponent(x)
     shifted, p = _reduce(low if x < low else x)
     scale = two_to(shifted + _spare(x))

@@ -40,9 +40,9 @@ _FEWEST_SAMPLES, _FEWEST_PARTS = 64, 16
 
 
 def on_host(array: Any) -> np.ndarray:
-    """Copy an array to one of NumPy's; waits for a device that has yet to write it."""
+    """Copy an array from a device, which may have yet to write it; leave others."""
     if not on_device(array):
-        return np.array(array)
+        return array
     return dispatch.place_of(array).fetched(array)
 
 

@@ -131,6 +131,13 @@ def test_exp_underflows_gradually(real):
 
 
 @pytest.mark.parametrize("real", REALS)
+def test_exp_of_negative_numbers_is_exp(real):
+    x = -np.geomspace(1e-8, 1000, 5000).astype(real)
+    x = np.concatenate([x, np.array([0, -np.inf, np.nan], real)])
+    assert evaluate("exp_negative", x).tobytes() == evaluate("exp", x).tobytes()
+
+
+@pytest.mark.parametrize("real", REALS)
 def test_exp_overflows_where_the_result_does(real):
     info = np.finfo(real)
     edge = real(np.log(float(info.max)))

@@ -158,7 +158,7 @@ class Chain:
         # Cells above the first see its outputs, which stand in processing order.
         clocks = [mask] * len(self.cells)
         if mask is not None and self.configs[0].go_backwards:
-            mask = functional.on_host(mask) if functional.on_device(mask) else mask
+            mask = functional.on_host(mask)
             above = mask[::-1] if self.configs[0].time_major else mask[:, ::-1]
             clocks[1:] = [above] * (len(self.cells) - 1)
         return zip(

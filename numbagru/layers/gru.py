@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from numbagru import activations, functional
 from numbagru.config import GRUConfig
 from numbagru.layers.arguments import CELL, LAYER, bind, configured
@@ -93,7 +95,7 @@ class GRU(RNN):
             )
             if config.stateful:
                 # The caller may get it, or a view of it.
-                recorded.adopt(functional.on_host(state))
+                recorded.adopt(np.array(functional.on_host(state)))
             output = outputs if config.return_sequences else last
             return self._returns((output, state)) if config.return_state else output
         if not self.built:

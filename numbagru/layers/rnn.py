@@ -276,7 +276,7 @@ class RNN(Stateful, TakesLengths, Layer):
     def _finish(self, last: Any, outputs: Any, states: list[Any]) -> Any:
         """Record the state and arrange what is returned."""
         if self.config.stateful:
-            self._record(pack_like(states, map(_on_host, flatten(states))))
+            self._record(pack_like(states, map(functional.on_host, flatten(states))))
         output = self._cast(outputs if self.config.return_sequences else last)
         if not self.config.return_state:
             return output
@@ -410,10 +410,6 @@ class RNN(Stateful, TakesLengths, Layer):
             self._inner_saved(self.cell), {type(self.cell).__name__: type(self.cell)}
         )
         return type(self)(cell, **{**config, **changes})
-
-
-def _on_host(state: Any) -> Any:
-    return functional.on_host(state) if functional.on_device(state) else state
 
 
 def _overrides_call(stack: StackedRNNCells) -> bool:

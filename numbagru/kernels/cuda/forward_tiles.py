@@ -15,27 +15,20 @@ from __future__ import annotations
 
 from numba import types
 
-from numbagru._jit_cuda import DeviceFunction
 from numbagru.gates import blend, candidate_sum
+from numbagru.kernels.cuda.products import (
+    DEPTH,
+    EACH,
+    SIDE,
+    THREADS,
+    TILE,
+    make_add_products,
+)
 from numbagru.kernels.cuda.ptx import cuda
-from numbagru.scalar import fma
 
-ROWS, UNITS, EACH, DEPTH, GATES = 64, 16, 4, 16, 3
-THREADS = ROWS // EACH * UNITS
+ROWS, UNITS, GATES = TILE, SIDE, 3
 _COLUMNS = GATES * UNITS
-
-
-@DeviceFunction
-def _add_products(total, a, b, ty, tx, depth):
-    """Add the products of a slab of `depth` states to the sums of a thread."""
-    for k in range(depth):
-        for i in range(EACH):
-            for g in range(GATES):
-                total[i * GATES + g] = fma(
-                    a[k * ROWS + ty + i * UNITS],
-                    b[k * _COLUMNS + g * UNITS + tx],
-                    total[i * GATES + g],
-                )
+_add_products = make_add_products(GATES)
 
 
 def signature(real):

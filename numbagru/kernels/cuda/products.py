@@ -16,17 +16,26 @@ TILE, SIDE, EACH, DEPTH = 64, 16, 4, 16
 THREADS = SIDE * SIDE
 
 
-@DeviceFunction
-def add_products(total, a, b, ty, tx, depth):
-    """Add the products of a slab of `depth` to the sums of a thread."""
-    for k in range(depth):
-        for i in range(EACH):
-            for j in range(EACH):
-                total[i * EACH + j] = fma(
-                    a[k * TILE + ty + i * SIDE],
-                    b[k * TILE + tx + j * SIDE],
-                    total[i * EACH + j],
-                )
+def make_add_products(columns):
+    """Make what adds to the sums of a thread, `EACH` rows and so many columns."""
+    width = columns * SIDE
+
+    @DeviceFunction
+    def add_products(total, a, b, ty, tx, depth):
+        """Add the products of a slab of `depth`."""
+        for k in range(depth):
+            for i in range(EACH):
+                for j in range(columns):
+                    total[i * columns + j] = fma(
+                        a[k * TILE + ty + i * SIDE],
+                        b[k * width + tx + j * SIDE],
+                        total[i * columns + j],
+                    )
+
+    return add_products
+
+
+add_products = make_add_products(EACH)
 
 
 def project_signature(real):
