@@ -8,6 +8,7 @@ from numbagru._jit import routine, section
 from numbagru.kernels.forward_arrays import row_of
 from numbagru.kernels.panels import places
 from numbagru.kernels.simd import (
+    aligned,
     at,
     pointer,
     vector_lanes,
@@ -71,7 +72,7 @@ def arrays(data):
         _, _, _, _, _, x, h0, mask, order, ends, packed, x_drop, h_drop, zero_output,
         first_is_state, d_y, d_last, d_state, saved, states, d_x, d_h0, _, _, _, _,
     ) = data  # fmt: skip
-    size, weights = x.itemsize, pointer(packed)
+    size, weights = x.itemsize, aligned(pointer(packed))
     bias, kernel, recurrent, _ = places(x.shape[2], h0.shape[1], vector_lanes(x))
     return Arrays(
         x.shape[0], x.shape[1], x.shape[2], h0.shape[1],

@@ -19,7 +19,12 @@ from numbagru.kernels.simd import (
 from numbagru.kernels.team import (
     share_of,
 )
-from numbagru.kernels.tiles import add_sums, continue_sums, tile_rows
+from numbagru.kernels.tiles import (
+    add_sums,
+    continue_sums,
+    continue_sums_of_gates,
+    tile_rows,
+)
 
 
 @routine
@@ -239,8 +244,13 @@ def add_chunk(a, w, own, reset_after, per_gate, capacity, samples, onward):
         sums = at(w.d, p * capacity * 4 * width)
         one = w.s
         one[0] = 1
-        for gate in range(4 if reset_after else 3):
+        biases = at(w.bias, p * w.bias_panel)
+        if reset_after:
+            continue_sums_of_gates(
+                one, 0, sums, 4 * width, width, samples, biases, width, onward
+            )
+        else:
             continue_sums(
-                1, 1, one, 0, 0, at(sums, gate * width), 4 * width, width, samples,
-                at(w.bias, p * w.bias_panel + gate * width), 0, width, 0, onward,
+                1, 3, one, 0, 0, sums, 4 * width, width, samples, biases, 0, width, 0,
+                onward,
             )  # fmt: skip

@@ -8,6 +8,7 @@ from numbagru._jit import routine, section
 from numbagru.kernels.atomics import words_at
 from numbagru.kernels.panels import places
 from numbagru.kernels.simd import (
+    aligned,
     at,
     copy,
     pointer,
@@ -70,7 +71,7 @@ def arrays(data):
         _, _, _, x, h0, mask, order, ends, packed, x_drop, h_drop, zero_output,
         first_is_state, y, last, state, saved, states, _,
     ) = data  # fmt: skip
-    size, weights = x.itemsize, pointer(packed)
+    size, weights = x.itemsize, aligned(pointer(packed))
     bias = places(x.shape[2], last.shape[1], vector_lanes(x))[0]
     return Arrays(
         x.shape[1], x.shape[2], last.shape[1],
@@ -125,7 +126,7 @@ def bare_arrays(data):
     """Take apart what the inference kernel is given."""
     _, _, _, x, h0, packed, y, last, state, _ = data
     size, none, no_rows = x.itemsize, pointer(x), words_at(0)
-    weights = pointer(packed)
+    weights = aligned(pointer(packed))
     bias = places(x.shape[2], last.shape[1], vector_lanes(x))[0]
     return BareArrays(
         x.shape[1], x.shape[2], last.shape[1],

@@ -152,7 +152,7 @@ def finish(
     if a.ending and t == T - 1:
         last, here = at(a.last, first), np.intp(0)
         _give(a, last, U, here, m, panels, b, h_new, V, U - first, active, seen, zeros)
-    if a.keeping:
+    if a.keeping and t + 1 < T:
         for q in range(panels):
             for i in range(m):
                 state = at(a.states, ((b + i) * T + t) * V + first + q * width)

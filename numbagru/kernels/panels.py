@@ -21,6 +21,7 @@ from numbagru._jit import Kernel, routine
 from numbagru.kernels import memory
 from numbagru.kernels.call import REAL
 from numbagru.kernels.simd import (
+    aligned,
     at,
     clear,
     copy,
@@ -100,7 +101,7 @@ def _pack_panel(W, R, bias, p, weights, starts):
 def _pack_panels(words, helper, data):
     W, R, bias, packed = data
     F, U, width = W.shape[0], R.shape[0], vector_lanes(W)
-    weights = pointer(packed)
+    weights = aligned(pointer(packed))
     starts = at(weights, places(F, U, width)[0])
     p = -1
     while (p + 1) * width < U:
@@ -139,7 +140,7 @@ def _pack_all(words, helper, data):
     W, R, bias, packed = data
     F, U, width = W.shape[0], R.shape[0], vector_lanes(W)
     starts, kernel, recurrent, _ = places(F, U, width)
-    weights = pointer(packed)
+    weights = aligned(pointer(packed))
     panels, inputs = (U + width - 1) // width, (F + width - 1) // width
     total = panels + inputs + panels
     item = -1
@@ -183,6 +184,11 @@ _SUM_BIAS = Kernel(
 _FORWARD, _BOTH = Kernel(_pack_forward, _signature), Kernel(_pack_both, _signature)
 
 
+# Weights start a cache line, wherever NumPy's memory starts: a vector across two takes
+# two loads. What `simd.aligned` may skip:
+_ALIGNING = 16
+
+
 # Numbers of all weights from which on a second thread pays.
 _PARALLEL_FROM = 100_000
 
@@ -212,7 +218,7 @@ def pack(
     dtype = W.dtype
     real = REAL[dtype]
     size = _packed_size(W.shape[0], R.shape[0], real, backward)
-    packed = memory.empty((size,), dtype)
+    packed = memory.empty((size + _ALIGNING,), dtype)
     entry = (_BOTH if backward else _FORWARD).entry(real)
     run(entry, (W, R, bias, packed), threads if size >= _PARALLEL_FROM else 1)
     return packed

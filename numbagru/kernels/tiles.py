@@ -141,6 +141,16 @@ def continue_sums_alone(a, a_k, b, b_k, b_column, K, c, c_column):
     _alone(a, 0, a_k, b, b_k, b_column, K, c, 0, c_column, 0, True)
 
 
+_GATES = 4
+_gates = product_tile(1, _GATES, False)
+
+
+@routine
+def continue_sums_of_gates(a, a_k, b, b_k, b_column, K, c, c_column, onward):
+    """Do the same for one row and four vectors: sums of four gates side by side."""
+    _gates(a, 0, a_k, b, b_k, b_column, K, c, 0, c_column, 0, onward)
+
+
 @routine
 def add_sums(m, columns, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column):
     """``c += a b`` for up to 3 vectors, summed up apart."""
