@@ -46,7 +46,17 @@ VARIANTS = {
     "dropout": {"dropout": 0.2, "implementation": 1},
     "recurrent dropout": {"recurrent_dropout": 0.2},
 }
-CHECKED = (Shape(1, 7, 3, 5), Shape(37, 20, 17, 96), Shape(70, 9, 40, 250))
+# Weights in registers, units divided among blocks, tiles of rows, weights in the cache.
+CHECKED = (
+    Shape(1, 7, 3, 5),
+    Shape(37, 20, 17, 96),
+    Shape(7, 30, 5, 113),
+    Shape(60, 9, 40, 250),
+    Shape(700, 5, 8, 250),
+    Shape(2, 6, 8, 2000),
+)
+# Units of which one row's steps are timed, blocks that meet in each.
+MEETING = (128, 512, 1024)
 
 
 def layer_for(shape, weights, device, **arguments):
@@ -104,24 +114,24 @@ def check():
         for name, arguments in VARIANTS.items():
             dtype = arguments.get("dtype", "float32")
             data, mask = make_data(shape, dtype), mask_of(name, shape)
-            ours, cpu = (
-                results_of(
-                    layer_for(shape, data.weights, device, **arguments), data, mask
-                )
+            layers = [
+                layer_for(shape, data.weights, device, **arguments)
                 for device in ("cuda", "cpu")
-            )
+            ]
+            ours, cpu = (results_of(layer, data, mask) for layer in layers)
+            kernel = layers[0].explain(data.x).split(":")[0]
             pairs = zip(ours, cpu, strict=True)
             same = all(a.tobytes() == b.tobytes() for a, b in pairs)
             passed &= same
-            row = [name, shape, "yes" if same else "NO", "", ""]
+            row = [name, shape, kernel, "yes" if same else "NO", "", ""]
             if name == "default":
                 exact = by_reference(shape, "float64")
                 plain = by_reference(shape, "float32")
                 errors = [distance(found, exact) for found in (ours, plain)]
                 passed &= errors[0] <= 4 * errors[1]
-                row[3:] = [f"{error:.1e}" for error in errors]
+                row[4:] = [f"{error:.1e}" for error in errors]
             rows.append(row)
-    head = ["variant", "shape", "bits of the CPU", "error", "of NumPy in float32"]
+    head = ["variant", "shape", "kernel", "bits of the CPU", "error", "NumPy's float32"]
     print(markdown(head, rows))
     return bool(passed)
 
@@ -166,8 +176,22 @@ def describe():
         ["launching a kernel, µs", cell(1e3 * launch)],
         ["memory, GB/s", cell(4 * a.numel() * 4 / copy / 1e6)],
     ]
-    print(markdown(["most that this device does", ""], rows))
+    print(markdown(["most that this device does", ""], rows), flush=True)
+    rows = [[units, cell(1e3 * step_of(units))] for units in MEETING]
+    print(markdown(["units of one row", "a step of blocks that meet, µs"], rows))
     return True
+
+
+def step_of(units, steps=1000):
+    """Return the ms of one row's step: what twice as many take longer."""
+    import torch
+
+    times = []
+    for count in (steps, 2 * steps):
+        shape = Shape(1, count, 1, units)
+        step = our_step(shape, make_data(shape), "inference")
+        times.append(timed(step, torch.cuda.synchronize))
+    return (times[1] - times[0]) / steps
 
 
 def on_device(data):

@@ -16,6 +16,7 @@ import numpy as np
 _OTHERWISE = "Or pass device='cpu'."
 # The oldest that the kernels are compiled for in the tests, and CUDA 13 compiles for.
 _LEAST_CAPABILITY = 7, 5
+_SHARED_BYTES = 48 * 1024  # of a block that did not ask for more
 
 
 @functools.cache
@@ -79,9 +80,17 @@ class Driver:
         with self._cuda.gpus[device]:
             yield
 
-    def processors(self) -> int:
-        """Count the multiprocessors of the current device."""
-        return int(self._cuda.get_current_device().MULTIPROCESSOR_COUNT)
+    def chip(self) -> tuple[int, int, int]:
+        """Count the current device's multiprocessors; shared bytes of each, of a block.
+
+        What `limits.Chip` has.
+        """
+        device = self._cuda.get_current_device()
+        return (
+            int(device.MULTIPROCESSOR_COUNT),
+            int(device.MAX_SHARED_MEMORY_PER_MULTIPROCESSOR),
+            int(device.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN),
+        )
 
     def memory(self, size: int) -> Any:
         """Allocate bytes: something with ``__cuda_array_interface__``.
@@ -134,7 +143,8 @@ class Driver:
             blocks = (*launch.blocks, 1, 1)[:3]
             kernel = self._compiled(launch)
             where = self._launch_stream(stream)
-            kernel.launch(arguments, blocks, (launch.threads, 1, 1), where)
+            threads = (launch.threads, 1, 1)
+            kernel.launch(arguments, blocks, threads, where, launch.shared_bytes)
 
     def _compiled(self, launch: Any) -> Any:
         from numbagru._jit_cuda import compiled
@@ -148,10 +158,24 @@ class Driver:
             )
         key = launch.kernel, launch.signature, launch.threads, capability
         if key not in self._kernels:
-            self._kernels[key] = _with_toolkit(
+            kernel = _with_toolkit(
                 lambda: compiled(launch.kernel, launch.signature, launch.threads)
             )
+            if launch.shared_bytes > _SHARED_BYTES:
+                self._let_have(kernel, launch.shared_bytes)
+            self._kernels[key] = kernel
         return self._kernels[key]
+
+    def _let_have(self, kernel: Any, size: int) -> None:
+        """Let blocks of a kernel have more shared memory than they may unasked."""
+        from cuda.bindings import driver as bindings
+
+        what = bindings.CUfunction_attribute
+        what = what.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        found = kernel._codelibrary.get_cufunc()
+        self._cuda.cudadrv.driver.driver.cuKernelSetAttribute(
+            what, size, found.handle, found.device.id
+        )
 
     def _stream(self, stream: int) -> Any:
         return self._cuda.external_stream(stream) if stream else 0

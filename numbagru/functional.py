@@ -287,10 +287,13 @@ def explain(config: Any, x: Any = None) -> str:
     config : GRUConfig
     x : array or tuple of int, optional
         The sequences, or their shape. An array on a CUDA device runs there, and so
-        does anything if ``config.device`` is "cuda".
+        does anything if ``config.device`` is "cuda". Where there is no device, what an
+        A100 would run.
 
     Raises
     ------
+    ValueError
+        If x is on a device, and the config demands the CPU.
     RuntimeError
         If no kernel for the device takes the layer.
     """
@@ -298,5 +301,8 @@ def explain(config: Any, x: Any = None) -> str:
     B, T = (size or 0 for size in (*shape, 0, 0)[:2])
     if config.time_major:
         B, T = T, B
-    many, drops = dispatch.fills_tiles(B, T), config.recurrent_dropout > 0
-    return dispatch.explain(dispatch.problem(config, on_device(x), many, drops))
+    cuda, drops = on_device(x), config.recurrent_dropout > 0
+    if cuda and config.device == "cpu":
+        dispatch.place(config, x)  # which says why not
+    chip = (dispatch.chip_of(x),) if cuda or config.device == "cuda" else ()
+    return dispatch.explain(dispatch.problem(config, cuda, (B, T), drops, *chip))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from numbagru._driver_cuda import driver
+from numbagru.kernels.cuda.limits import Chip
 from numbagru.operands import HOST, Operands, on_device
 
 # What is kept of work memory that no call uses; a training step asks for ten blocks.
@@ -203,10 +204,10 @@ class Device(Operands):
         with self._driver.on(self.number):
             self._driver.run(launches, self._library.stream)
 
-    def processors(self) -> int:
-        """Count the multiprocessors of the device."""
+    def chip(self) -> Chip:
+        """Say what the device has for blocks that wait for each other."""
         with self._driver.on(self.number):
-            return self._driver.processors()
+            return Chip(*self._driver.chip())
 
     def sent(self, array: np.ndarray) -> np.ndarray:
         """Bring an array of the host to the device."""

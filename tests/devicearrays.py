@@ -76,9 +76,9 @@ class EmulatedDriver:
         """Work with a device."""
         yield
 
-    def processors(self):
-        """Count the multiprocessors."""
-        return 3
+    def chip(self):
+        """Count the multiprocessors; shared bytes of each, of a block."""
+        return 3, 64 * 1024, 48 * 1024
 
     def memory(self, size):
         """Allocate bytes that are NaN."""
@@ -108,6 +108,8 @@ class EmulatedDriver:
             for argument in launch.arguments:
                 if isinstance(argument, np.ndarray) and argument.size > 0:
                     self.device_at(argument.ctypes.data)
-            grid = Grid(launch.blocks, launch.threads, seed=len(self.launched))
+            grid = Grid(
+                launch.blocks, launch.threads, len(self.launched), launch.shared_bytes
+            )
             grid.run(launch.kernel, *map(as_pointer, launch.arguments))
             self.launched.append(launch.kernel)  # not what it was given

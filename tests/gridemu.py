@@ -151,9 +151,12 @@ class Grid:
     threads : int
     seed : int, optional
         Of the order in which threads go on.
+    shared_bytes : int, optional
+        Of a shared array of size 0, whose size the launch gives.
     """
 
-    def __init__(self, blocks, threads, seed=0):
+    def __init__(self, blocks, threads, seed=0, shared_bytes=0):
+        self.shared_bytes = shared_bytes
         x, y, z = (*blocks, 1, 1)[:3]
         self.threads = threads
         self.order = random.Random(seed)
@@ -174,19 +177,31 @@ class Grid:
         place = thread.requests = getattr(thread, "requests", 0) + 1
         shared = thread.block.shared
         if place not in shared:
-            shared[place] = _poisoned(size, kind)
+            given = self.shared_bytes // as_dtype(kind).itemsize
+            shared[place] = _poisoned(size or given, kind)
         return shared[place]
 
     def _sync(self):
         self.now.barrier = self.now.block
         self.hub.switch()
 
+    @staticmethod
+    def _arrive(counters, place):
+        counters[place] += 1
+
+    def _arrived(self, counters, place):
+        """Let all others go on before looking."""
+        self.hub.switch()
+        return counters[place]
+
     def _twin(self, value):
         if value is ptx.cuda:
             return _Here(self)
         if type(value) is type(ptx.chain(1, 1)):
-            given = inspect.getclosurevars(value._defn).nonlocals
-            return _INTRINSICS[value._defn.__name__](**given)
+            name = value._defn.__name__
+            if name in ("arrive", "arrived"):
+                return getattr(self, f"_{name}")
+            return _INTRINSICS[name](**inspect.getclosurevars(value._defn).nonlocals)
         if isinstance(value, DeviceFunction):
             plain = value.py_func.__closure__ is None
             return _device(value) if plain else translated(value.py_func, self._twin)
@@ -210,13 +225,11 @@ class Grid:
                 for thread in waiting:
                     self.now, thread.barrier = thread, None
                     thread.run.switch()
-                waiting = [
-                    thread
-                    for block in self.blocks
-                    if all(t.run.dead or t.barrier is block for t in block.threads)
-                    for thread in block.threads
-                    if not thread.run.dead
-                ]
+                waiting = []
+                for block in self.blocks:
+                    left = [t for t in block.threads if not t.run.dead]
+                    together = all(t.barrier is block for t in left)
+                    waiting += [t for t in left if together or t.barrier is None]
 
 
 class _Here:

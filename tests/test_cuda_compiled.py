@@ -21,6 +21,7 @@ from numbagru.activations.formulas import OF_INPUT, SCALAR
 from numbagru.kernels.cuda import (
     backward_rows,
     elementwise,
+    forward_grid,
     forward_rows,
     forward_tiles,
     launch,
@@ -115,6 +116,40 @@ def test_forward_rows(variant, real):
     kernel = forward_rows.make(real, units, rows, *both, *rest)
     threads = forward_rows.threads_of(units)
     check(kernel, forward_rows.signature(real), threads, real)
+
+
+H100 = limits.Chip(132, 228 * 1024, 227 * 1024)
+GRID = [
+    # units, rows of a call, masked, keeps
+    (113, 64, False, False),
+    (200, 1, True, True),
+    (512, 32, False, True),
+    (1024, 8, True, False),
+    (1400, 1, False, True),
+]
+
+
+@pytest.mark.parametrize("real", [types.float32, types.float64], ids=str)
+@pytest.mark.parametrize("variant", GRID, ids=str)
+def test_forward_grid(variant, real):
+    units, B, *rest = variant
+    split = limits.split(real.bitwidth, units, B, H100)
+    if split is None:
+        assert real == types.float64
+        assert units >= 512
+        return
+    both = activation("tanh"), activation("sigmoid")
+    kernel = forward_grid.make(real, units, split, *both, *rest)
+    signature, threads = forward_grid.signature(real), forward_grid.threads_of(split)
+    check(kernel, signature, threads, real)
+    with device((9, 0)):
+        found = compiled(kernel, signature, threads)
+    assert found.cooperative
+    ptx = found._codelibrary.get_asm_str(cc=(9, 0))
+    assert "red.release.gpu.add.s32" in ptx
+    assert "ld.acquire.gpu.s32" in ptx
+    # Vectors of the array whose size the launch gives.
+    assert re.search(r"\.extern \.shared \.align 16 \.b8 \S+\[\]", ptx)
 
 
 BACKWARD = [

@@ -17,6 +17,7 @@ from numbagru.kernels.cuda import (
     backward_cuda,
     backward_rows,
     forward_cuda,
+    forward_grid,
     forward_rows,
     limits,
 )
@@ -48,7 +49,7 @@ CHOSEN = {
 
 def emulate(launches, seed):
     for launch in launches:
-        grid = Grid(launch.blocks, launch.threads, seed)
+        grid = Grid(launch.blocks, launch.threads, seed, launch.shared_bytes)
         grid.run(launch.kernel, *map(as_pointer, launch.arguments))
 
 
@@ -114,6 +115,56 @@ def test_forward_in_tiles(name, dtype):
     plain_cpu.forward(call, expected, 1)
     emulate(forward_cuda.forward_tiled(call, found, poisoned), seed=1)
     check_outputs(call, expected, found)
+
+
+DIVIDED = {
+    **{
+        name: case
+        for name, case in CHOSEN.items()
+        if case.shape[0] > 0 and case.dropout not in ("recurrent", "both")
+    },
+    # More than a slab of units, the last block with one.
+    "past the slab": Case((3, 3, 2, 41), mask="gaps"),
+}
+
+
+@pytest.mark.parametrize(
+    ("split", "dtype"),
+    [
+        (limits.Split(4, 4, 2), "float32"),
+        (limits.Split(2, 2, 2), "float64"),
+        (limits.Split(8, 1, 1), "float32"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", DIVIDED)
+def test_forward_on_the_grid(name, split, dtype):
+    case = replace(DIVIDED[name], dtype=dtype, reset_after=True)
+    call, _ = functional._call(*arguments(case, "cpu_plain"))
+    expected, found = outputs(call), outputs(call)
+    plain_cpu.forward(call, expected, 1)
+    emulate(forward_cuda.forward_on_grid(call, found, split, poisoned), seed=2)
+    check_outputs(call, expected, found)
+
+
+def test_blocks_that_wait_in_vain_give_up(monkeypatch):
+    """Launch only some of the blocks: what they give is not a number, and they end."""
+    monkeypatch.setattr(forward_grid, "MOST_LOOKS", 20)
+    forward_cuda._grid.cache_clear()
+    case = Case((2, 4, 3, 9), mask=None)
+    call, _ = functional._call(*arguments(case, "cpu_plain"))
+    expected, found = outputs(call), outputs(call)
+    plain_cpu.forward(call, expected, 1)
+    *before, recur = forward_cuda.forward_on_grid(
+        call, found, limits.Split(4, 2, 2), poisoned
+    )
+    assert recur.blocks == (3, 1)
+    emulate([*before, recur._replace(blocks=(2, 1))], seed=0)
+    forward_cuda._grid.cache_clear()
+    one_step, units = found.y[:, 0, :8], slice(0, 8)
+    assert one_step.tobytes() == expected.y[:, 0, :8].tobytes()
+    assert np.isnan(found.y[:, 1:, units]).all()
+    assert np.isnan(found.state[:, units]).all()
 
 
 @pytest.mark.parametrize(("rows", "dtype"), [(1, "float64"), (3, "float32")])

@@ -181,6 +181,7 @@ def test_nothing_to_do(shape, device):
 def test_wide_layers_with_many_rows(name, device, monkeypatch):
     monkeypatch.setitem(limits.MOST_RESIDENT, 32, U - 1)
     monkeypatch.setattr(dispatch, "TILED_FROM_ROWS", B)
+    monkeypatch.setattr(device, "chip", lambda: (1, 0, 0))  # no room at once
     ours, theirs, x, call = twins(name)
     assert theirs.explain(x).startswith("cuda_tiled")
     (y, pull), (y_there, pull_there) = (
@@ -190,6 +191,22 @@ def test_wide_layers_with_many_rows(name, device, monkeypatch):
     for right, result in zip(listed(y), listed(y_there), strict=True):
         same(right, result)
     same(pull(y).inputs, pull_there(y_there).inputs)
+
+
+@pytest.mark.parametrize("name", ["sequences", "mask", "zeros", "backwards"])
+def test_units_divided_among_blocks(name, device, monkeypatch):
+    monkeypatch.setitem(limits.MOST_RESIDENT, 32, U - 1)
+    ours, theirs, x, call = twins(name)
+    assert theirs.explain(x).startswith("cuda_grid")
+    (y, pull), (y_there, pull_there) = (
+        layer.vjp(x, **call) for layer in (ours, theirs)
+    )
+    for right, result in zip(listed(y), listed(y_there), strict=True):
+        same(right, result)
+    same(pull(y).inputs, pull_there(y_there).inputs)
+    launched = len(device.launched)
+    theirs(x, **call)
+    assert len(device.launched) <= launched + 4  # whatever the steps
 
 
 def test_work_memory_is_used_again(device):
@@ -203,6 +220,8 @@ def test_work_memory_is_used_again(device):
 
 def test_wide_layers_explain_themselves(device):
     assert GRU(200).explain(device.put(data())).startswith("cuda_cached")
+    device.chip = lambda: (132, 228 * 1024, 227 * 1024)
+    assert GRU(200).explain(device.put(data())).startswith("cuda_grid")
 
 
 def layer_of(**arguments):

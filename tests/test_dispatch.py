@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from numbagru import GRU, dispatch
 from numbagru.dispatch import KERNELS, Problem, Row, rows_of
-from numbagru.kernels.cuda.limits import MOST_RESIDENT
+from numbagru.kernels.cuda.limits import MOST_RESIDENT, TYPICAL, Chip, split
 
 HOST = Problem(fused=True)
 DEVICE = Problem(fused=True, device="cuda")
@@ -21,6 +21,7 @@ problems = st.builds(
     bits=st.sampled_from([32, 64]),
     whole_rows=st.booleans(),
     reset_after=st.booleans(),
+    at_once=st.booleans(),
     many_rows=st.booleans(),
     drops=st.booleans(),
 )
@@ -57,12 +58,12 @@ def test_default_takes_the_first_row(problem):
     [
         (HOST, {"fused": False}, ["use_cudnn=False forbids the fused kernels"]),
         (
-            replace(DEVICE, many_rows=True),
+            replace(DEVICE, at_once=True),
             {"units": MOST_RESIDENT[32] + 1},
             ["113 units are more than the 112 that fit registers"],
         ),
         (
-            replace(DEVICE, many_rows=True),
+            replace(DEVICE, at_once=True),
             {"units": MOST_RESIDENT[64] + 1, "bits": 64},
             ["57 units are more than the 56 that fit registers"],
         ),
@@ -116,13 +117,66 @@ def test_what_rules_out_tiles_on_a_device(change, reason):
     assert explained[-1].startswith(f"  not cuda_tiled: {reason}")
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"reset_after": False}, "reset_after=False takes two products"),
+        ({"drops": True}, "recurrent dropout gives each gate"),
+        ({"at_once": False}, "the blocks of all units and rows are more than"),
+    ],
+)
+def test_what_rules_out_the_grid(change, reason):
+    wide = replace(DEVICE, units=500, at_once=True)
+    assert dispatch.select(wide).name == "cuda_grid"
+    explained = dispatch.explain(replace(wide, **change)).splitlines()
+    assert explained[0].startswith("cuda_cached")
+    assert any(line.startswith(f"  not cuda_grid: {reason}") for line in explained)
+
+
+H100, A100, T4 = Chip(132, 228 << 10, 227 << 10), TYPICAL, Chip(40, 64 << 10, 64 << 10)
+
+
+@pytest.mark.parametrize(
+    ("chip", "bits", "units", "rows", "expected"),
+    [
+        (H100, 32, 113, 1, (8, 1, 1)),
+        (H100, 32, 256, 64, (8, 8, 2)),
+        (H100, 32, 256, 256, None),
+        (H100, 32, 1024, 8, (8, 8, 2)),
+        (H100, 32, 1024, 16, None),
+        (H100, 32, 1400, 1, (11, 1, 1)),
+        (H100, 32, 2000, 1, None),
+        (H100, 64, 512, 3, (8, 4, 2)),
+        (A100, 32, 512, 32, (10, 8, 2)),
+        (A100, 32, 1024, 2, (10, 2, 2)),
+        (T4, 32, 256, 8, (8, 8, 2)),
+        (T4, 32, 512, 1, None),
+        (H100, 32, 200, 0, None),
+    ],
+)
+def test_how_a_layer_is_divided(chip, bits, units, rows, expected):
+    found = split(bits, units, rows, chip)
+    assert found == expected
+    if found:
+        size = found.bytes(bits, units)
+        along_units, along_rows = found.blocks(units, rows)
+        assert along_units * found.units >= units
+        assert along_rows * found.rows >= rows
+        assert size < chip.block_bytes
+        there = chip.processors * (chip.shared_bytes // size)
+        assert along_units * along_rows <= there
+
+
 def test_explain_follows_the_array():
     layer = GRU(200)
     assert layer.explain((2, 4, 3)).startswith("cpu_tiles")
-    assert layer.explain(OnDevice()).startswith("cuda_cached")
-    assert GRU(200, device="cuda").explain((64, 9, 3)).startswith("cuda_tiled")
+    assert layer.explain(OnDevice()).startswith("cuda_grid")
+    assert GRU(200, device="cuda").explain((640, 9, 3)).startswith("cuda_tiled")
     layer = GRU(200, device="cuda", time_major=True)
-    assert layer.explain((64, 9, 3)).startswith("cuda_cached")
+    assert layer.explain((640, 9, 3)).startswith("cuda_grid")
+    assert GRU(2000, device="cuda").explain((2, 4, 3)).startswith("cuda_cached")
+    with pytest.raises(ValueError, match="device='cpu' was requested"):
+        GRU(20, device="cpu").explain(OnDevice())
     assert GRU(20, device="cuda").explain((2, 4, 3)).startswith("cuda_resident")
 
 

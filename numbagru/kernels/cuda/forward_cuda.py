@@ -5,13 +5,22 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
+
 from numbagru.kernels.call import REAL, Call, Outputs
-from numbagru.kernels.cuda import forward_rows, forward_tiles, products
+from numbagru.kernels.cuda import (
+    elementwise,
+    forward_grid,
+    forward_rows,
+    forward_tiles,
+    products,
+)
 from numbagru.kernels.cuda.launch import Launch, scalars, strides
 
 _project = functools.cache(products.make_project)
 _rows = functools.cache(forward_rows.make)
 _tiles = functools.cache(forward_tiles.make)
+_grid = functools.cache(forward_grid.make)
 
 
 def forward(call: Call, out: Outputs, rows: int, allocate: Any) -> list[Launch]:
@@ -100,6 +109,47 @@ def forward_tiled(call: Call, out: Outputs, allocate: Any) -> list[Launch]:
         )  # fmt: skip
         old = new
     return launches
+
+
+def forward_on_grid(
+    call: Call, out: Outputs, split: Any, allocate: Any
+) -> list[Launch]:
+    """Return what to launch, one after the other: a recurrence in one launch.
+
+    Parameters as of `forward`, but `split`: a `limits.Split`. The reset gate is after
+    the product, and the state has no dropout.
+    """
+    config, weights, dtype = call.config, call.weights, call.x.dtype
+    (B, T, _), U = call.x.shape, config.units
+    real = REAL[dtype]
+    blocks = split.blocks(U, B)
+    sums = allocate((B * T, 3 * U), dtype)
+    # Zeros of 32 bits are the integer 0 too.
+    arrivals = allocate((blocks[1],), np.float32)
+    kernel = _grid(
+        real,
+        U,
+        split,
+        scalars(config.activation),
+        scalars(config.recurrent_activation),
+        call.mask.size > 0,
+        out.states.size > 0,
+    )
+    recur = Launch(
+        kernel,
+        forward_grid.signature(real),
+        blocks,
+        forward_grid.threads_of(split),
+        (
+            sums, weights.recurrent_kernel, weights.sum_bias[3], call.h0, call.mask,
+            *call.mask.strides, out.y, *strides(out.y), out.last, out.state, out.saved,
+            out.states, allocate((2, B, U), dtype), arrivals.view(np.int32), blocks[0],
+            B, T, out.y.size > 0, *call.switches,
+        ),
+        split.bytes(real.bitwidth, U),
+    )  # fmt: skip
+    launches = [*elementwise.fill(arrivals), recur]
+    return [project(call, sums), *launches] if T > 0 else launches
 
 
 def project(call: Call, sums: Any) -> Launch:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from numba import types
 
-from numbagru.gates import blend, candidate_sum
 from numbagru.kernels.cuda.products import (
     DEPTH,
     EACH,
@@ -25,6 +24,7 @@ from numbagru.kernels.cuda.products import (
     make_add_products,
 )
 from numbagru.kernels.cuda.ptx import cuda
+from numbagru.kernels.cuda.step import make_step
 
 ROWS, UNITS, GATES = TILE, SIDE, 3
 _COLUMNS = GATES * UNITS
@@ -53,7 +53,7 @@ def make(real, act, rec, masked, keeps):
     masked, keeps : bool
         Whether there is a mask, and whether gates and states are kept for backward.
     """
-    (act, _, act_of_input), (rec, _, rec_of_input) = act, rec
+    one_step = make_step(real, act, rec)
     states_size, weights_size = ROWS * DEPTH, DEPTH * _COLUMNS
     sums_size = EACH * GATES
     zero = real(0)
@@ -98,13 +98,12 @@ def make(real, act, rec, masked, keeps):
         for i in range(EACH):
             row = first + ty + i * UNITS
             if row < B and left + tx < U:
-                z_sum, r_sum = total[i * GATES], total[i * GATES + 1]
                 inner, place = total[i * GATES + 2], row * U + u
-                z, r = real(rec(z_sum)), real(rec(r_sum))
-                hh_sum = candidate_sum(r, inner, xw[(row * T + t) * gates + two + u])
-                candidate = real(act(hh_sum))
+                x_h = xw[(row * T + t) * gates + two + u]
                 old = old_state[place]
-                state = blend(z, old, candidate)
+                state, z, r, candidate = one_step(
+                    total[i * GATES], total[i * GATES + 1], inner, x_h, old
+                )
                 output = state
                 if masked and mask[row * mask_row + t * mask_step] == 0:
                     state = old
@@ -122,9 +121,9 @@ def make(real, act, rec, masked, keeps):
                     y[row * y_row + t * y_step + u] = output
                 if keeps:
                     kept = (row * T + t) * 4 * U + u
-                    saved[kept] = z_sum if rec_of_input else z
-                    saved[kept + U] = r_sum if rec_of_input else r
-                    saved[kept + two] = hh_sum if act_of_input else candidate
+                    saved[kept] = z
+                    saved[kept + U] = r
+                    saved[kept + two] = candidate
                     saved[kept + gates] = inner
                     states[(row * T + t) * U + u] = state
 

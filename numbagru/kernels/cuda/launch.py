@@ -16,6 +16,7 @@ class Launch(NamedTuple):
     blocks: tuple[int, ...]
     threads: int
     arguments: tuple[Any, ...]
+    shared_bytes: int = 0  # of the array whose size a launch gives
 
 
 class Scalars(NamedTuple):

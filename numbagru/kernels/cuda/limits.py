@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 # Weights of a thread in registers: 112 units have 352 threads with 168 registers each.
 # With 120 units the compiler puts some of them into memory, on devices of compute
 # capability 10.0 also with 112 units and four rows.
@@ -22,3 +24,65 @@ def fits(bits: int, units: int) -> bool:
 def most_rows(bits: int, units: int) -> int:
     """How many rows of a block leave enough registers."""
     return 4 if units <= _FOUR_ROWS_UP_TO[bits] else 2
+
+
+class Chip(NamedTuple):
+    """What a device has for blocks that wait for each other."""
+
+    processors: int
+    shared_bytes: int  # of each multiprocessor
+    block_bytes: int  # of shared memory that a block may ask for
+
+
+# For `explain` where no device is at hand: an A100.
+TYPICAL = Chip(108, 164 * 1024, 163 * 1024)
+
+_RESERVED_BYTES, _MOST_BLOCKS = 1024, 16  # for each block; on a multiprocessor
+_MOST_UNITS = 16  # of a block
+
+
+class Split(NamedTuple):
+    """How a layer is divided: units and rows of a block, rows of a thread."""
+
+    units: int
+    rows: int
+    each: int
+
+    def blocks(self, units: int, B: int) -> tuple[int, int]:
+        """Return the blocks along units and along rows."""
+        return -(-units // self.units), -(-B // self.rows)
+
+    def bytes(self, bits: int, units: int) -> int:
+        """Count the bytes of a block in shared memory.
+
+        Recurrent weights, the states of all units, and of each of its own units and
+        rows the three sums, the candidate's input, the state and the output.
+        """
+        lanes = 128 // bits
+        weights = -(-3 * self.units * units // lanes) * lanes
+        states = self.rows * -(-units // lanes) * lanes
+        return (weights + states + 6 * self.units * self.rows) * bits // 8
+
+
+def split(bits: int, units: int, B: int, chip: Chip) -> Split | None:
+    """Divide a layer among blocks that are all there at once, None if they are not.
+
+    As few blocks as possible: each has to wait for all others. Three warps of eight
+    units and rows wait for their own multiply-adds anyway, so more units only where
+    there are too few multiprocessors for that.
+    """
+    if B == 0:
+        return None
+    most = min(8, 1 << (B - 1).bit_length())
+    for own in (*range(8, _MOST_UNITS + 1), *range(7, 0, -1)):
+        rows = most
+        while rows > 0:
+            found = Split(own, rows, min(2, rows))
+            size = found.bytes(bits, units) + _RESERVED_BYTES
+            at_once = min(chip.shared_bytes // size, _MOST_BLOCKS)
+            along_units, along_rows = found.blocks(units, B)
+            fits_block = size <= chip.block_bytes
+            if fits_block and along_units * along_rows <= chip.processors * at_once:
+                return found
+            rows //= 2
+    return None

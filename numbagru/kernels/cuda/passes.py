@@ -6,16 +6,22 @@ import numpy as np
 
 from numbagru.kernels.call import Call, Cotangents, Outputs, Results
 from numbagru.kernels.cuda import backward_cuda, elementwise, forward_cuda
-from numbagru.kernels.cuda.limits import most_rows
+from numbagru.kernels.cuda.limits import most_rows, split
 from numbagru.kernels.plain_cpu import saved_shapes
 
-__all__ = ["backward", "forward", "forward_tiled", "saved_shapes"]
+__all__ = [
+    "backward",
+    "forward",
+    "forward_on_grid",
+    "forward_tiled",
+    "saved_shapes",
+]
 
 
 def _rows(call: Call) -> int:
     """Take more rows to a block only when every multiprocessor has one."""
     most = most_rows(8 * call.x.itemsize, call.config.units)
-    each = -(-call.x.shape[0] // call.place.processors())
+    each = -(-call.x.shape[0] // call.place.chip().processors)
     return max(1, min(most, each))
 
 
@@ -33,6 +39,13 @@ def forward_tiled(call: Call, out: Outputs, most: int) -> None:
     """Launch the forward pass, step by step."""
     place = call.place
     place.run(forward_cuda.forward_tiled(_on_device(call), out, place.work))
+
+
+def forward_on_grid(call: Call, out: Outputs, most: int) -> None:
+    """Launch the forward pass, its units divided among all multiprocessors."""
+    place, B = call.place, call.x.shape[0]
+    found = split(8 * call.x.itemsize, call.config.units, B, place.chip())
+    place.run(forward_cuda.forward_on_grid(_on_device(call), out, found, place.work))
 
 
 def backward(

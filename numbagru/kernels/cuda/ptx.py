@@ -12,7 +12,7 @@ from numba.cuda.extending import intrinsic
 
 from numbagru.scalar import fma_of
 
-__all__ = ["chain", "cuda", "take", "vector_lanes"]
+__all__ = ["arrive", "arrived", "chain", "cuda", "take", "vector_lanes"]
 
 _VECTOR_BYTES = 16
 
@@ -29,6 +29,37 @@ def _spot(context: Any, builder: Any, kind: Any, value: Any, index: Any) -> Any:
     if isinstance(index, int):
         index = cgutils.intp_t(index)
     return builder.gep(value, [index])
+
+
+@intrinsic
+def arrive(typingctx, counters, place):
+    """Count one more at a place, after all that this thread's block has written.
+
+    For blocks that are all there at once: marks the kernel for a cooperative launch.
+    """
+
+    def codegen(context, builder, signature, args):
+        context.active_code_library.use_cooperative = True
+        spot = _spot(context, builder, signature.args[0], *args)
+        kind = ir.FunctionType(ir.VoidType(), [spot.type])
+        add = "red.release.gpu.add.s32 [$0], 1;"
+        builder.asm(kind, add, "l,~{memory}", [spot], side_effect=True)
+        return context.get_dummy_value()
+
+    return types.void(counters, types.intp), codegen
+
+
+@intrinsic
+def arrived(typingctx, counters, place):
+    """Read how many have counted at a place; what they wrote before is there then."""
+
+    def codegen(context, builder, signature, args):
+        spot = _spot(context, builder, signature.args[0], *args)
+        kind = ir.FunctionType(ir.IntType(32), [spot.type])
+        read = "ld.acquire.gpu.s32 $0, [$1];"
+        return builder.asm(kind, read, "=r,l,~{memory}", [spot], side_effect=True)
+
+    return types.int32(counters, types.intp), codegen
 
 
 # The loops of both are written out: of more than some hundred rounds NVVM makes loops,
