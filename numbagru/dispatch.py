@@ -110,7 +110,7 @@ def _cuda(name: str) -> Callable[..., Any]:
 
 
 _CUDA = _cuda("forward"), _cuda("backward"), _cuda("saved_shapes")
-_CUDA_GRID = _cuda("forward_on_grid"), *_CUDA[1:]
+_CUDA_GRID = _cuda("forward_on_grid"), _cuda("backward_on_grid"), _CUDA[2]
 _CUDA_TILED = _cuda("forward_tiled"), *_CUDA[1:]
 
 KERNELS = (
@@ -140,11 +140,13 @@ KERNELS = (
         *_CUDA,
         (_fused, _scalar, _resident),
     ),
-    # 1.2 us for 512 units, and 1.3 for the states and the barrier.
+    # 1.2 us for 512 units, and 1.3 for the states and the barrier; back three times
+    # the first.
     Row(
         "cuda_grid",
         "cuda",
-        "units divided among blocks that meet in each step; back as cuda_cached",
+        "units divided among blocks that meet in each step; with dropout per gate "
+        "back as cuda_cached",
         *_CUDA_GRID,
         (_fused, _scalar, _one_product, _one_state, _at_once),
     ),

@@ -19,6 +19,7 @@ from numbagru import activations
 from numbagru._jit_cuda import compiled
 from numbagru.activations.formulas import OF_INPUT, SCALAR
 from numbagru.kernels.cuda import (
+    backward_grid,
     backward_rows,
     elementwise,
     forward_grid,
@@ -131,7 +132,7 @@ GRID = [
 
 @pytest.mark.parametrize("real", [types.float32, types.float64], ids=str)
 @pytest.mark.parametrize("variant", GRID, ids=str)
-def test_forward_grid(variant, real):
+def test_grid(variant, real):
     units, B, *rest = variant
     split = limits.split(real.bitwidth, units, B, H100)
     if split is None:
@@ -139,8 +140,12 @@ def test_forward_grid(variant, real):
         assert units >= 512
         return
     both = activation("tanh"), activation("sigmoid")
+    masked, _ = rest
+    kernel = backward_grid.make(real, units, split, *both, masked)
+    threads = forward_grid.THREADS
+    check(kernel, backward_grid.signature(real), threads, real)
     kernel = forward_grid.make(real, units, split, *both, *rest)
-    signature, threads = forward_grid.signature(real), forward_grid.threads_of(split)
+    signature = forward_grid.signature(real)
     check(kernel, signature, threads, real)
     with device((9, 0)):
         found = compiled(kernel, signature, threads)

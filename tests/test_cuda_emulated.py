@@ -15,6 +15,7 @@ from numbagru.kernels import backward_cpu, forward_cpu, plain_cpu
 from numbagru.kernels.call import Cotangents, Results, rows_by_end
 from numbagru.kernels.cuda import (
     backward_cuda,
+    backward_grid,
     backward_rows,
     forward_cuda,
     forward_grid,
@@ -117,6 +118,19 @@ def test_forward_in_tiles(name, dtype):
     check_outputs(call, expected, found)
 
 
+@pytest.fixture
+def few_threads(monkeypatch):
+    """Let blocks of the grid have fewer threads than they read numbers."""
+    makers = forward_cuda._grid, backward_cuda._grid
+    for module in (forward_grid, backward_grid):
+        monkeypatch.setattr(module, "THREADS", 32)
+    for maker in makers:
+        maker.cache_clear()
+    yield
+    for maker in makers:
+        maker.cache_clear()
+
+
 DIVIDED = {
     **{
         name: case
@@ -138,7 +152,7 @@ DIVIDED = {
     ids=str,
 )
 @pytest.mark.parametrize("name", DIVIDED)
-def test_forward_on_the_grid(name, split, dtype):
+def test_forward_on_the_grid(name, split, dtype, few_threads):
     case = replace(DIVIDED[name], dtype=dtype, reset_after=True)
     call, _ = functional._call(*arguments(case, "cpu_plain"))
     expected, found = outputs(call), outputs(call)
@@ -147,20 +161,20 @@ def test_forward_on_the_grid(name, split, dtype):
     check_outputs(call, expected, found)
 
 
-def test_blocks_that_wait_in_vain_give_up(monkeypatch):
+def test_blocks_that_wait_in_vain_give_up(few_threads, monkeypatch):
     """Launch only some of the blocks: what they give is not a number, and they end."""
     monkeypatch.setattr(forward_grid, "MOST_LOOKS", 20)
-    forward_cuda._grid.cache_clear()
     case = Case((2, 4, 3, 9), mask=None)
     call, _ = functional._call(*arguments(case, "cpu_plain"))
     expected, found = outputs(call), outputs(call)
     plain_cpu.forward(call, expected, 1)
+    for array in (found.y, found.state):
+        array[...] = 1
     *before, recur = forward_cuda.forward_on_grid(
         call, found, limits.Split(4, 2, 2), poisoned
     )
     assert recur.blocks == (3, 1)
     emulate([*before, recur._replace(blocks=(2, 1))], seed=0)
-    forward_cuda._grid.cache_clear()
     one_step, units = found.y[:, 0, :8], slice(0, 8)
     assert one_step.tobytes() == expected.y[:, 0, :8].tobytes()
     assert np.isnan(found.y[:, 1:, units]).all()
@@ -175,11 +189,24 @@ def test_backward(name, reset_after, rows, dtype):
 
 
 def check_backward(name, reset_after, rows, dtype):
-    case = replace(CHOSEN[name], reset_after=reset_after, dtype=dtype)
-    call, _ = functional._call(*arguments(case, "cpu_tiles"))
-    (B, T, F), U = call.x.shape, call.config.units
+    check_gradients(replace(CHOSEN[name], reset_after=reset_after, dtype=dtype), rows)
+
+
+@pytest.mark.parametrize(
+    ("split", "dtype"),
+    [(limits.Split(4, 2, 2), "float32"), (limits.Split(7, 4, 2), "float64")],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "name", [name for name, case in DIVIDED.items() if case.dropout != "per gate"]
+)
+def test_backward_on_the_grid(name, split, dtype, few_threads):
+    check_gradients(replace(DIVIDED[name], reset_after=True, dtype=dtype), split)
+
+
+def cotangents_of(case, call):
     gradients = problem_of(case).gradients
-    given = Cotangents(
+    return Cotangents(
         *operands.HOST.cotangents(
             call.config,
             call.x.shape,
@@ -189,14 +216,41 @@ def check_backward(name, reset_after, rows, dtype):
             gradients["state"],
         )
     )
-    rows_per_part = functional.rows_per_part(B, T, F, U, call.x.itemsize)
 
-    def results():
-        biases = call.weights.bias.size if case.use_bias else 0
-        shapes = (B, T, F), (B, U), (F, 3 * U), (U, 3 * U), (biases,)
-        return Results(*(poisoned(shape, call.x.dtype) for shape in shapes))
 
-    expected, found = results(), results()
+def results_of(case, call):
+    """Make arrays for all that a backward pass writes, poisoned."""
+    (B, T, F), U = call.x.shape, call.config.units
+    biases = call.weights.bias.size if case.use_bias else 0
+    shapes = (B, T, F), (B, U), (F, 3 * U), (U, 3 * U), (biases,)
+    return Results(*(poisoned(shape, call.x.dtype) for shape in shapes))
+
+
+def test_gradients_of_blocks_that_wait_in_vain(few_threads, monkeypatch):
+    monkeypatch.setattr(forward_grid, "MOST_LOOKS", 20)
+    case = Case((2, 4, 3, 9), mask=None)
+    call, _ = functional._call(*arguments(case, "cpu_plain"))
+    out, found = outputs(call), results_of(case, call)
+    plain_cpu.forward(call, out, 1)
+    order, _ = rows_by_end(call.mask)
+    launches = backward_cuda.backward(
+        call, cotangents_of(case, call), out, order, 2, found, limits.Split(4, 2, 2),
+        lambda shape, dtype: np.zeros(shape, dtype),
+    )  # fmt: skip
+    found.h0[...] = 1
+    fill, recur = launches[:2]
+    assert recur.blocks == (3, 1)
+    emulate([fill, recur._replace(blocks=(2, 1))], seed=0)
+    assert np.isnan(found.h0[:, :8]).all()
+
+
+def check_gradients(case, division):
+    call, _ = functional._call(*arguments(case, "cpu_tiles"))
+    given = cotangents_of(case, call)
+    rows_per_part = functional.rows_per_part(
+        *call.x.shape, call.config.units, call.x.itemsize
+    )
+    expected, found = results_of(case, call), results_of(case, call)
     out = functional._outputs(call, forward_cpu.saved_shapes(call))
     forward_cpu.forward(call, out, 1)
     backward_cpu.backward(call, given, out, rows_per_part, expected, 1)
@@ -206,9 +260,9 @@ def check_backward(name, reset_after, rows, dtype):
     order, _ = rows_by_end(call.mask)
     emulate(
         backward_cuda.backward(
-            call, given, out, order, rows_per_part, found, rows, poisoned
+            call, given, out, order, rows_per_part, found, division, poisoned
         ),
-        seed=rows,
+        seed=3,
     )
     for name, right in expected._asdict().items():
         assert right.tobytes() == getattr(found, name).tobytes(), name

@@ -14,9 +14,10 @@ Where things are
     products            many samples at once: inputs and weights, and back
     forward_rows        the recurrence, blocks of few rows that wait for nobody, and
     backward_rows       back
-    forward_grid        the recurrence, blocks of few units that meet in every step
+    forward_grid        the recurrence, blocks of few units that meet in every step,
+    backward_grid       and back
     forward_tiles       a step of many rows, wide layers
-    step                a unit's step from its sums, as those two have it
+    step                a unit's step from its sums, and back
     elementwise         what NumPy does around a pass on the host
     weight_gradients    what backward adds up: parts of rows, and their sum
 """

@@ -12,10 +12,19 @@ from numbagru.kernels.backward_parts import (
     MOST_BLOCK_ROWS_OF_A_STEP,
 )
 from numbagru.kernels.call import REAL, Call, Cotangents, Outputs, Results
-from numbagru.kernels.cuda import backward_rows, products, weight_gradients
+from numbagru.kernels.cuda import (
+    backward_grid,
+    backward_rows,
+    elementwise,
+    forward_grid,
+    products,
+    weight_gradients,
+)
 from numbagru.kernels.cuda.launch import Launch, scalars, strides
+from numbagru.kernels.cuda.limits import Split
 
 _rows = functools.cache(backward_rows.make)
+_grid = functools.cache(backward_grid.make)
 _input_gradient = functools.cache(products.make_input_gradient)
 _gradient = functools.cache(weight_gradients.make_gradient)
 _biases = functools.cache(weight_gradients.make_biases)
@@ -33,7 +42,7 @@ def backward(
     order: Any,
     rows_per_part: int,
     results: Results,
-    rows: int,
+    division: int | Split,
     allocate: Any,
 ) -> list[Launch]:
     """Return what to launch, one after the other.
@@ -46,45 +55,20 @@ def backward(
         Rows as `call.rows_by_end` sorts them; of size 0 without a mask.
     rows_per_part : int
         Rows whose weight gradients are one partial sum.
-    rows : int
-        Rows of a block of the recurrence.
+    division : int or limits.Split
+        Rows of a block of the recurrence, or how its units are divided too: with the
+        reset gate after the product and no dropout per gate.
     allocate
         ``allocate(shape, dtype)`` makes an array on the device to work with.
     """
     config, weights, dtype = call.config, call.weights, call.x.dtype
     (B, T, F), U = call.x.shape, config.units
     real, masked = REAL[dtype], call.mask.size > 0
-    drops_x, drops_h = call.x_drop.size > 0, call.h_drop.size > 0
+    drops_x = call.x_drop.size > 0
     d_sums = allocate((B, T, 4, U), dtype)
-    work = allocate((0,), dtype)
-    blocks = -(-B // rows)
-    if not backward_rows.on_chip(real, U, rows):
-        work = allocate((blocks * backward_rows.work_size(real, U, rows),), dtype)
-    kernel = _rows(
-        real,
-        U,
-        rows,
-        scalars(config.activation),
-        scalars(config.recurrent_activation),
-        config.reset_after,
-        masked,
-        call.per_gate,
-        drops_h,
-    )
+    recur = _on_grid if isinstance(division, Split) else _by_rows
     launches = [
-        Launch(
-            kernel,
-            backward_rows.signature(real),
-            (blocks,),
-            backward_rows.threads_of(U),
-            (
-                weights.recurrent_kernel, call.h0, call.mask, *call.mask.strides,
-                call.h_drop, given.y, *strides(given.y), given.last, given.state,
-                out.saved, out.states, d_sums, results.h0, work, B, T,
-                given.y.size > 0, given.last.size > 0, given.state.size > 0,
-                *call.switches,
-            ),
-        ),
+        *recur(call, given, out, d_sums, results, division, allocate),
         Launch(
             _input_gradient(real, call.per_gate, drops_x),
             products.input_gradient_signature(real),
@@ -133,6 +117,82 @@ def backward(
             _sum(real, part, results.bias, parts, U),
         ]
     return [launch for launch in launches if np.prod(launch.blocks) > 0]
+
+
+def _given_back(given: Cotangents) -> tuple[bool, ...]:
+    return given.y.size > 0, given.last.size > 0, given.state.size > 0
+
+
+def _by_rows(
+    call: Call, given: Cotangents, out: Outputs, d_sums: Any, results: Results,
+    rows: int, allocate: Any,
+) -> list[Launch]:  # fmt: skip
+    """Return the recurrence of blocks that have all units of some rows."""
+    config, dtype = call.config, call.x.dtype
+    (B, T, _), U, real = call.x.shape, config.units, REAL[dtype]
+    blocks, work = -(-B // rows), allocate((0,), dtype)
+    if not backward_rows.on_chip(real, U, rows):
+        work = allocate((blocks * backward_rows.work_size(real, U, rows),), dtype)
+    kernel = _rows(
+        real,
+        U,
+        rows,
+        scalars(config.activation),
+        scalars(config.recurrent_activation),
+        config.reset_after,
+        call.mask.size > 0,
+        call.per_gate,
+        call.h_drop.size > 0,
+    )
+    return [
+        Launch(
+            kernel,
+            backward_rows.signature(real),
+            (blocks,),
+            backward_rows.threads_of(U),
+            (
+                call.weights.recurrent_kernel, call.h0, call.mask, *call.mask.strides,
+                call.h_drop, given.y, *strides(given.y), given.last, given.state,
+                out.saved, out.states, d_sums, results.h0, work, B, T,
+                *_given_back(given), *call.switches,
+            ),
+        )
+    ]  # fmt: skip
+
+
+def _on_grid(
+    call: Call, given: Cotangents, out: Outputs, d_sums: Any, results: Results,
+    split: Split, allocate: Any,
+) -> list[Launch]:  # fmt: skip
+    """Return the recurrence of blocks that have some units, and meet in every step."""
+    config = call.config
+    (B, T, _), U, real = call.x.shape, config.units, REAL[call.x.dtype]
+    blocks = split.blocks(U, B)
+    arrivals = allocate((blocks[1],), np.float32)
+    kernel = _grid(
+        real,
+        U,
+        split,
+        scalars(config.activation),
+        scalars(config.recurrent_activation),
+        call.mask.size > 0,
+    )
+    return [
+        *elementwise.fill(arrivals),
+        Launch(
+            kernel,
+            backward_grid.signature(real),
+            blocks,
+            forward_grid.THREADS,
+            (
+                call.weights.recurrent_kernel, call.h0, call.mask, *call.mask.strides,
+                given.y, *strides(given.y), given.last, given.state, out.saved,
+                out.states, d_sums, results.h0, arrivals.view(np.int32), blocks[0], B,
+                T, *_given_back(given), *call.switches,
+            ),
+            split.bytes(real.bitwidth, U),
+        ),
+    ]  # fmt: skip
 
 
 def _sum(real: Any, parts: Any, total: Any, count: int, units: int) -> Launch:

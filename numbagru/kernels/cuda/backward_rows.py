@@ -17,6 +17,7 @@ from numbagru.gates import d_blend, d_product
 from numbagru.kernels.cuda.forward_rows import SHARED_BYTES, threads_of
 from numbagru.kernels.cuda.limits import fits
 from numbagru.kernels.cuda.ptx import chain, cuda, take, vector_lanes
+from numbagru.kernels.cuda.step import make_step_back, make_take_output
 from numbagru.scalar import fma
 
 # Of each unit of each row: the gradients of the state, of the output that later masked
@@ -64,6 +65,8 @@ def make(real, units, rows, act, rec, reset_after, masked, apart, drops):
         Whether there is a mask, whether each gate has a chain of its own, as with any
         dropout per gate, and whether the state has dropout.
     """
+    step_back = make_step_back(real, act, rec)
+    take_output = make_take_output(real, masked)
     (act, d_act, act_of_input), (rec, d_rec, rec_of_input) = act, rec
     gates, two, threads = 3 * units, 2 * units, threads_of(units)
     resident = fits(real.bitwidth, units)
@@ -140,8 +143,7 @@ def make(real, units, rows, act, rec, reset_after, masked, apart, drops):
             ahead[slot + g] = saved[kept + g * units]
         old = (row * T + t - 1) * units + u
         ahead[slot + 4] = states[old] if t > 0 else h0[row * units + u]
-        if has_d_y:
-            ahead[slot + 5] = d_y[row * d_y_row + t * d_y_step + u]
+        ahead[slot + 5] = d_y[row * d_y_row + t * d_y_step + u] if has_d_y else zero
 
     @DeviceFunction
     def run(
@@ -186,40 +188,29 @@ def make(real, units, rows, act, rec, reset_after, masked, apart, drops):
                             ahead, kept, i, saved, states, h0, d_y, d_y_row, d_y_step,
                             has_d_y, first, t, B, T,
                         )  # fmt: skip
-                    d = s[dh + i]
                     active = True
                     if masked:
                         active = mask[row * mask_row + t * mask_step] != 0
-                        reaches = active or (
-                            t == 0 and first_is_state and not zero_output
-                        )
-                        d_output = s[carried + i]
-                        if has_d_last and turn == 0:
-                            d_output += d_last[row * units + u]
-                        if has_d_y:
-                            d_output += ahead[kept + 5]
-                        if reaches:
-                            d += d_output
-                        repeats = not (active or zero_output)
-                        s[carried + i] = d_output if repeats else zero
-                        if active:
-                            s[going + i] = one
-                    else:
-                        if has_d_y:
-                            d += ahead[kept + 5]
-                        if has_d_last and turn == 0:
-                            d += d_last[row * units + u]
-                    d_hh = d_z = d_r = d_inner = zero
+                    at_end = has_d_last and turn == 0
+                    d, s[carried + i] = take_output(
+                        s[dh + i], s[carried + i], active, at_end, t == 0,
+                        ahead[kept + 5], has_d_y,
+                        d_last[row * units + u] if at_end else zero, zero_output,
+                        first_is_state,
+                    )  # fmt: skip
                     if active:
+                        s[going + i] = one
+                    d_hh = d_z = d_r = d_inner = zero
+                    if active and reset_after:
+                        d_hh, d_z, d_r, d_inner, d = step_back(
+                            ahead[kept], ahead[kept + 1], ahead[kept + 2],
+                            ahead[kept + 3], ahead[kept + 4], d,
+                        )  # fmt: skip
+                    elif active:
                         z = value_of_gate(ahead[kept])
                         hh = value_of_candidate(ahead[kept + 2])
                         d_z, d, d_value = d_blend(d, z, ahead[kept + 4], hh)
                         d_hh = d_value * real(d_act(ahead[kept + 2]))
-                        if reset_after:
-                            gate = value_of_gate(ahead[kept + 1])
-                            d_reset, d_inner = d_product(d_hh, gate, ahead[kept + 3])
-                            d_r = d_reset * real(d_rec(ahead[kept + 1]))
-                            d_z = d_z * real(d_rec(ahead[kept]))
                     s[dh + i] = d
                     s[d_zs + i] = d_z
                     inner = d_inner if reset_after else d_hh

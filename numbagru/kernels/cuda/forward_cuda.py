@@ -139,7 +139,7 @@ def forward_on_grid(
         kernel,
         forward_grid.signature(real),
         blocks,
-        forward_grid.threads_of(split),
+        forward_grid.THREADS,
         (
             sums, weights.recurrent_kernel, weights.sum_bias[3], call.h0, call.mask,
             *call.mask.strides, out.y, *strides(out.y), out.last, out.state, out.saved,

@@ -30,14 +30,79 @@ from numbagru.kernels.cuda.ptx import (
 )
 from numbagru.kernels.cuda.step import make_step
 
+# Of a block: for its sums two to six warps would do, and all read what others show.
+THREADS = 256
 MOST_LOOKS = 2**23
-WARP = 32
-_DEPTH = 32  # units whose weights are in registers at once
+_READS = 8  # under way at once, of a thread
+DEPTH = 32  # units whose weights are in registers at once
 
 
-def threads_of(split):
-    """Threads of a block: one for each column of a few of its rows."""
-    return -(-3 * split.units * (split.rows // split.each) // WARP) * WARP
+def make_all_came():
+    """Make ``all_came(arrivals, group, expected)``: the barrier, for one thread."""
+    most_looks = MOST_LOOKS
+
+    @DeviceFunction
+    def all_came(arrivals, group, expected):
+        """Count this block, and wait; whether that was not in vain."""
+        arrive(arrivals, group)
+        looks = 0
+        while arrived(arrivals, group) < expected and looks < most_looks:
+            looks += 1
+        return looks < most_looks
+
+    return all_came
+
+
+def make_see(real, units, rows, each):
+    """Make ``see(s, at, source, start, row_size, first, B)``.
+
+    Brings numbers of all units of the rows from `first` on to shared memory, as
+    `ptx.chain` takes them of `each` rows: those of a unit from each row, so many rows.
+    """
+    threads, lanes = THREADS, vector_lanes(real)
+    padded = -(-units // lanes) * lanes
+    count, reads = rows * units, _READS
+
+    @DeviceFunction
+    def see(s, at, source, start, row_size, first, B):
+        found = cuda.local.array(reads, real)
+        for begin in range(cuda.threadIdx.x, count, threads * reads):
+            for j in range(reads):
+                # What is read past the end, or of rows after the last, nobody misses.
+                i = min(begin + j * threads, count - 1)
+                row = min(first + i // units, B - 1)
+                found[j] = source[start + row * row_size + i % units]
+            for j in range(reads):
+                i = begin + j * threads
+                if i < count:
+                    r, u = i // units, i % units
+                    place = at + r // each * each * padded
+                    place += (u // lanes * each + r % each) * lanes + u % lanes
+                    s[place] = found[j]
+
+    return see
+
+
+def make_add_products(units, columns, each):
+    """Make ``add_products(total, weights, s, column, start)``: a chain over the units.
+
+    With weights that stand in shared memory in rows of so many columns.
+    """
+    whole, rest = units // DEPTH * DEPTH, units % DEPTH
+    depth = DEPTH
+    take_slab, add_slab = take(DEPTH, columns), chain(DEPTH, each)
+    take_rest, add_rest = take(rest, columns), chain(rest, each)
+
+    @DeviceFunction
+    def add_products(total, weights, s, column, start):
+        for k in range(0, whole, depth):
+            take_slab(weights, s, column + k * columns)
+            add_slab(total, weights, s, start + k * each)
+        if rest > 0:
+            take_rest(weights, s, column + whole * columns)
+            add_rest(total, weights, s, start + whole * each)
+
+    return add_products
 
 
 def signature(real):
@@ -67,31 +132,15 @@ def make(real, units, split, act, rec, masked, keeps):
     """
     own, rows, each = split
     gates, two, columns, count = 3 * units, 2 * units, 3 * own, rows * own
-    threads, lanes = threads_of(split), vector_lanes(real)
+    threads, lanes, depth = THREADS, vector_lanes(real), DEPTH
     padded = -(-units // lanes) * lanes
     seen_at = -(-columns * units // lanes) * lanes
     sums_at = seen_at + rows * padded
     x_h_at, h_at, output_at = (sums_at + k * count for k in range(3, 6))
-    whole, rest, most_looks = units // _DEPTH * _DEPTH, units % _DEPTH, MOST_LOOKS
-    take_slab, add_slab = take(_DEPTH, columns), chain(_DEPTH, each)
-    take_rest, add_rest = take(rest, columns), chain(rest, each)
     zero, nan = real(0), real("nan")
-    one_step = make_step(real, act, rec)
-
-    @DeviceFunction
-    def spot(r, u):
-        """Where a state is seen: vectors of one of a thread's rows after the other."""
-        first = seen_at + r // each * each * padded
-        return first + (u // lanes * each + r % each) * lanes + u % lanes
-
-    @DeviceFunction
-    def all_came(arrivals, group, expected):
-        """Count this block, and wait; whether that was not in vain."""
-        arrive(arrivals, group)
-        looks = 0
-        while arrived(arrivals, group) < expected and looks < most_looks:
-            looks += 1
-        return looks < most_looks
+    one_step, all_came = make_step(real, act, rec), make_all_came()
+    see = make_see(real, units, rows, each)
+    add_products = make_add_products(units, columns, each)
 
     def forward_on_grid(
         xw, recurrent, bias, h0, mask, mask_row, mask_step, y, y_row, y_step, last,
@@ -102,7 +151,7 @@ def make(real, units, split, act, rec, masked, keeps):
         came = cuda.shared.array(1, types.int32)
         total = cuda.local.array(each, real)
         ahead = cuda.local.array(each, real)
-        weights = cuda.local.array(_DEPTH, real)
+        weights = cuda.local.array(depth, real)
         tid, left = cuda.threadIdx.x, cuda.blockIdx.x * own
         first = cuda.blockIdx.y * rows
         for i in range(tid, columns * units, threads):
@@ -126,13 +175,10 @@ def make(real, units, split, act, rec, masked, keeps):
             if sums and T > 0:
                 ahead[r] = xw[min(first + r0 + r, B - 1) * T * gates + column]
         for t in range(T):
-            for i in range(tid, rows * units, threads):
-                r, u = i // units, i % units
-                row = min(first + r, B - 1)
-                if t == 0:
-                    s[spot(r, u)] = h0[row * units + u]
-                else:
-                    s[spot(r, u)] = shown[((t & 1) * B + row) * units + u]
+            if t == 0:
+                see(s, seen_at, h0, 0, units, first, B)
+            else:
+                see(s, seen_at, shown, (t & 1) * B * units, units, first, B)
             cuda.syncthreads()
             if sums:
                 apart = column >= two
@@ -143,13 +189,7 @@ def make(real, units, split, act, rec, masked, keeps):
                     if t + 1 < T:
                         x = (min(first + r0 + r, B - 1) * T + t + 1) * gates + column
                         ahead[r] = xw[x]
-                start = seen_at + r0 * padded
-                for k in range(0, whole, _DEPTH):
-                    take_slab(weights, s, k * columns + c)
-                    add_slab(total, weights, s, start + k * each)
-                if rest > 0:
-                    take_rest(weights, s, whole * columns + c)
-                    add_rest(total, weights, s, start + whole * each)
+                add_products(total, weights, s, c, seen_at + r0 * padded)
                 for r in range(each):
                     s[sums_at + (c // own * rows + r0 + r) * own + c % own] = total[r]
             cuda.syncthreads()

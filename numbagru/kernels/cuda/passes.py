@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from numbagru.kernels.call import Call, Cotangents, Outputs, Results
@@ -11,6 +13,7 @@ from numbagru.kernels.plain_cpu import saved_shapes
 
 __all__ = [
     "backward",
+    "backward_on_grid",
     "forward",
     "forward_on_grid",
     "forward_tiled",
@@ -43,9 +46,16 @@ def forward_tiled(call: Call, out: Outputs, most: int) -> None:
 
 def forward_on_grid(call: Call, out: Outputs, most: int) -> None:
     """Launch the forward pass, its units divided among all multiprocessors."""
-    place, B = call.place, call.x.shape[0]
-    found = split(8 * call.x.itemsize, call.config.units, B, place.chip())
-    place.run(forward_cuda.forward_on_grid(_on_device(call), out, found, place.work))
+    place = call.place
+    launches = forward_cuda.forward_on_grid(
+        _on_device(call), out, _split(call), place.work
+    )
+    place.run(launches)
+
+
+def _split(call: Call) -> Any:
+    B, bits = call.x.shape[0], 8 * call.x.itemsize
+    return split(bits, call.config.units, B, call.place.chip())
 
 
 def backward(
@@ -57,6 +67,30 @@ def backward(
     most: int,
 ) -> None:
     """Launch the backward pass."""
+    _backward(call, given, out, rows_per_part, results, _rows(call))
+
+
+def backward_on_grid(
+    call: Call,
+    given: Cotangents,
+    out: Outputs,
+    rows_per_part: int,
+    results: Results,
+    most: int,
+) -> None:
+    """Launch the backward pass, its units divided unless each gate has dropout."""
+    division = _rows(call) if call.per_gate else _split(call)
+    _backward(call, given, out, rows_per_part, results, division)
+
+
+def _backward(
+    call: Call,
+    given: Cotangents,
+    out: Outputs,
+    rows_per_part: int,
+    results: Results,
+    division: Any,
+) -> None:
     place, launches = call.place, []
     B = call.x.shape[0]
     order = place.work((0,), np.int64)
@@ -64,7 +98,7 @@ def backward(
         order, ends = place.work((B,), np.int64), place.work((B,), np.int32)
         launches = elementwise.rows_by_end(call.mask, ends, order)
     launches += backward_cuda.backward(
-        _on_device(call), given, out, order, rows_per_part, results, _rows(call),
+        _on_device(call), given, out, order, rows_per_part, results, division,
         place.work,
     )  # fmt: skip
     place.run(launches)
