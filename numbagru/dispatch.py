@@ -111,7 +111,7 @@ def _cuda(name: str) -> Callable[..., Any]:
 
 _CUDA = _cuda("forward"), _cuda("backward"), _cuda("saved_shapes")
 _CUDA_GRID = _cuda("forward_on_grid"), _cuda("backward_on_grid"), _CUDA[2]
-_CUDA_TILED = _cuda("forward_tiled"), *_CUDA[1:]
+_CUDA_TILED = _cuda("forward_tiled"), _cuda("backward_tiled"), _CUDA[2]
 
 KERNELS = (
     Row(
@@ -153,7 +153,8 @@ KERNELS = (
     Row(
         "cuda_tiled",
         "cuda",
-        "a launch for each step forward, in tiles of rows x units; back as cuda_cached",
+        "a launch for each step, in tiles of rows x units; with dropout per gate back "
+        "as cuda_cached",
         *_CUDA_TILED,
         (_fused, _scalar, _one_product, _one_state, _many_rows),
     ),

@@ -21,6 +21,7 @@ from numbagru.activations.formulas import OF_INPUT, SCALAR
 from numbagru.kernels.cuda import (
     backward_grid,
     backward_rows,
+    backward_tiles,
     elementwise,
     forward_grid,
     forward_rows,
@@ -190,6 +191,9 @@ def others(real):
     tiles, signature = forward_tiles, forward_tiles.signature(real)
     yield tiles.make(real, *both, False, False), signature, tiles.THREADS
     yield tiles.make(real, *both, True, True), signature, tiles.THREADS
+    tiles, signature = backward_tiles, backward_tiles.signature(real)
+    for masked in (False, True):
+        yield tiles.make(real, *both, masked), signature, threads
     yield w.make_biases(real, True), w.biases_signature(real), w.COLUMNS
     yield w.make_collect(real), w.collect_signature(real), w.COLUMNS
     for one in around(real):

@@ -104,6 +104,7 @@ TILED = {
     },
     # Past a tile of rows and of units, of more than a slab of units.
     "past the rows": Case((65, 2, 3, 17), mask="gaps"),
+    "past the units": Case((2, 3, 3, 33)),
 }
 
 
@@ -179,6 +180,14 @@ def test_blocks_that_wait_in_vain_give_up(few_threads, monkeypatch):
     assert one_step.tobytes() == expected.y[:, 0, :8].tobytes()
     assert np.isnan(found.y[:, 1:, units]).all()
     assert np.isnan(found.state[:, units]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    "name", [name for name, case in TILED.items() if case.dropout != "per gate"]
+)
+def test_backward_in_tiles(name, dtype):
+    check_gradients(replace(TILED[name], reset_after=True, dtype=dtype), None)
 
 
 @pytest.mark.parametrize(("rows", "dtype"), [(1, "float64"), (3, "float32")])

@@ -16,7 +16,8 @@ Where things are
     backward_rows       back
     forward_grid        the recurrence, blocks of few units that meet in every step,
     backward_grid       and back
-    forward_tiles       a step of many rows, wide layers
+    forward_tiles       a step of many rows, wide layers,
+    backward_tiles      and back
     step                a unit's step from its sums, and back
     elementwise         what NumPy does around a pass on the host
     weight_gradients    what backward adds up: parts of rows, and their sum

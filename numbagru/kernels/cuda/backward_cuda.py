@@ -15,6 +15,7 @@ from numbagru.kernels.call import REAL, Call, Cotangents, Outputs, Results
 from numbagru.kernels.cuda import (
     backward_grid,
     backward_rows,
+    backward_tiles,
     elementwise,
     forward_grid,
     products,
@@ -25,6 +26,7 @@ from numbagru.kernels.cuda.limits import Split
 
 _rows = functools.cache(backward_rows.make)
 _grid = functools.cache(backward_grid.make)
+_tiled = functools.cache(backward_tiles.make)
 _input_gradient = functools.cache(products.make_input_gradient)
 _gradient = functools.cache(weight_gradients.make_gradient)
 _biases = functools.cache(weight_gradients.make_biases)
@@ -42,7 +44,7 @@ def backward(
     order: Any,
     rows_per_part: int,
     results: Results,
-    division: int | Split,
+    division: int | Split | None,
     allocate: Any,
 ) -> list[Launch]:
     """Return what to launch, one after the other.
@@ -55,9 +57,10 @@ def backward(
         Rows as `call.rows_by_end` sorts them; of size 0 without a mask.
     rows_per_part : int
         Rows whose weight gradients are one partial sum.
-    division : int or limits.Split
-        Rows of a block of the recurrence, or how its units are divided too: with the
-        reset gate after the product and no dropout per gate.
+    division : int, limits.Split or None
+        Rows of a block of the recurrence; or how its units are divided too; or None to
+        launch step by step. The last two take the reset gate after the product, and no
+        dropout per gate.
     allocate
         ``allocate(shape, dtype)`` makes an array on the device to work with.
     """
@@ -67,6 +70,8 @@ def backward(
     drops_x = call.x_drop.size > 0
     d_sums = allocate((B, T, 4, U), dtype)
     recur = _on_grid if isinstance(division, Split) else _by_rows
+    if division is None:
+        recur = _in_tiles
     launches = [
         *recur(call, given, out, d_sums, results, division, allocate),
         Launch(
@@ -192,6 +197,39 @@ def _on_grid(
             ),
             split.bytes(real.bitwidth, U),
         ),
+    ]  # fmt: skip
+
+
+def _in_tiles(
+    call: Call, given: Cotangents, out: Outputs, d_sums: Any, results: Results,
+    division: None, allocate: Any,
+) -> list[Launch]:  # fmt: skip
+    """Return a launch for each step, and one before them."""
+    config, dtype = call.config, call.x.dtype
+    (B, T, _), U, real = call.x.shape, config.units, REAL[dtype]
+    kernel = _tiled(
+        real,
+        scalars(config.activation),
+        scalars(config.recurrent_activation),
+        call.mask.size > 0,
+    )
+    between = [allocate((B, U), dtype)]
+    between += [allocate((B, U if call.mask.size > 0 else 0), dtype) for _ in range(2)]
+    blocks = -(-B // backward_tiles.ROWS), -(-U // backward_tiles.UNITS)
+    return [
+        Launch(
+            kernel,
+            backward_tiles.signature(real),
+            blocks,
+            products.THREADS,
+            (
+                call.weights.recurrent_kernel, call.h0, call.mask, *call.mask.strides,
+                given.y, *strides(given.y), given.last, given.state, out.saved,
+                out.states, d_sums, *between, results.h0, t, B, T, U,
+                *_given_back(given), *call.switches,
+            ),
+        )
+        for t in range(T, -1, -1)
     ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from numbagru.kernels.plain_cpu import saved_shapes
 __all__ = [
     "backward",
     "backward_on_grid",
+    "backward_tiled",
     "forward",
     "forward_on_grid",
     "forward_tiled",
@@ -80,6 +81,19 @@ def backward_on_grid(
 ) -> None:
     """Launch the backward pass, its units divided unless each gate has dropout."""
     division = _rows(call) if call.per_gate else _split(call)
+    _backward(call, given, out, rows_per_part, results, division)
+
+
+def backward_tiled(
+    call: Call,
+    given: Cotangents,
+    out: Outputs,
+    rows_per_part: int,
+    results: Results,
+    most: int,
+) -> None:
+    """Launch the backward pass, step by step unless each gate has dropout."""
+    division = _rows(call) if call.per_gate else None
     _backward(call, given, out, rows_per_part, results, division)
 
 
