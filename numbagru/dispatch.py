@@ -148,7 +148,7 @@ KERNELS = (
         "units divided among blocks that meet in each step; with dropout per gate "
         "back as cuda_cached",
         *_CUDA_GRID,
-        (_fused, _scalar, _one_product, _one_state, _at_once),
+        (_fused, _scalar, _one_state, _at_once),
     ),
     Row(
         "cuda_tiled",

@@ -122,12 +122,12 @@ def test_forward_rows(variant, real):
 
 H100 = limits.Chip(132, 228 * 1024, 227 * 1024)
 GRID = [
-    # units, rows of a call, masked, keeps
-    (113, 64, False, False),
-    (200, 1, True, True),
-    (512, 32, False, True),
-    (1024, 8, True, False),
-    (1400, 1, False, True),
+    # units, rows of a call, reset_after, masked, keeps
+    (113, 64, True, False, False),
+    (200, 1, False, True, True),
+    (512, 32, True, False, True),
+    (1024, 8, True, True, False),
+    (1400, 1, False, False, True),
 ]
 
 
@@ -141,8 +141,7 @@ def test_grid(variant, real):
         assert units >= 512
         return
     both = activation("tanh"), activation("sigmoid")
-    masked, _ = rest
-    kernel = backward_grid.make(real, units, split, *both, masked)
+    kernel = backward_grid.make(real, units, split, *both, *rest[:2])
     threads = forward_grid.THREADS
     check(kernel, backward_grid.signature(real), threads, real)
     kernel = forward_grid.make(real, units, split, *both, *rest)

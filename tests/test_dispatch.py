@@ -120,7 +120,6 @@ def test_what_rules_out_tiles_on_a_device(change, reason):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"reset_after": False}, "reset_after=False takes two products"),
         ({"drops": True}, "recurrent dropout gives each gate"),
         ({"at_once": False}, "the blocks of all units and rows are more than"),
     ],

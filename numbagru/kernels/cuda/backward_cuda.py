@@ -59,8 +59,8 @@ def backward(
         Rows whose weight gradients are one partial sum.
     division : int, limits.Split or None
         Rows of a block of the recurrence; or how its units are divided too; or None to
-        launch step by step. The last two take the reset gate after the product, and no
-        dropout per gate.
+        launch step by step. The last two take no dropout per gate, the last only the
+        reset gate after the product.
     allocate
         ``allocate(shape, dtype)`` makes an array on the device to work with.
     """
@@ -180,6 +180,7 @@ def _on_grid(
         split,
         scalars(config.activation),
         scalars(config.recurrent_activation),
+        config.reset_after,
         call.mask.size > 0,
     )
     return [

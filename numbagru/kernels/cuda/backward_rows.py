@@ -13,11 +13,15 @@ from __future__ import annotations
 from numba import types
 
 from numbagru._jit_cuda import DeviceFunction
-from numbagru.gates import d_blend, d_product
 from numbagru.kernels.cuda.forward_rows import SHARED_BYTES, threads_of
 from numbagru.kernels.cuda.limits import fits
 from numbagru.kernels.cuda.ptx import chain, cuda, take, vector_lanes
-from numbagru.kernels.cuda.step import make_step_back, make_take_output
+from numbagru.kernels.cuda.step import (
+    make_halves_back,
+    make_reset_back,
+    make_step_back,
+    make_take_output,
+)
 from numbagru.scalar import fma
 
 # Of each unit of each row: the gradients of the state, of the output that later masked
@@ -66,8 +70,9 @@ def make(real, units, rows, act, rec, reset_after, masked, apart, drops):
         dropout per gate, and whether the state has dropout.
     """
     step_back = make_step_back(real, act, rec)
+    candidate_back, gates_back = make_halves_back(real, act, rec)
+    reset_back = make_reset_back(real, rec)
     take_output = make_take_output(real, masked)
-    (act, d_act, act_of_input), (rec, d_rec, rec_of_input) = act, rec
     gates, two, threads = 3 * units, 2 * units, threads_of(units)
     resident = fits(real.bitwidth, units)
     lanes = vector_lanes(real)
@@ -85,14 +90,6 @@ def make(real, units, rows, act, rec, reset_after, masked, apart, drops):
     reads_size = _READS * pairs if reads_ahead else _READS
     zero, one = real(0), real(1)
     take_weights, add_products = take(columns, 1), chain(units, 1)
-
-    @DeviceFunction
-    def value_of_gate(kept):
-        return real(rec(kept)) if rec_of_input else kept
-
-    @DeviceFunction
-    def value_of_candidate(kept):
-        return real(act(kept)) if act_of_input else kept
 
     @DeviceFunction
     def sum_resident(total, weights, recurrent, column, s, start):
@@ -207,10 +204,9 @@ def make(real, units, rows, act, rec, reset_after, masked, apart, drops):
                             ahead[kept + 3], ahead[kept + 4], d,
                         )  # fmt: skip
                     elif active:
-                        z = value_of_gate(ahead[kept])
-                        hh = value_of_candidate(ahead[kept + 2])
-                        d_z, d, d_value = d_blend(d, z, ahead[kept + 4], hh)
-                        d_hh = d_value * real(d_act(ahead[kept + 2]))
+                        d_hh, d_z, d = candidate_back(
+                            ahead[kept], ahead[kept + 2], ahead[kept + 4], d
+                        )
                     s[dh + i] = d
                     s[d_zs + i] = d_z
                     inner = d_inner if reset_after else d_hh
@@ -247,11 +243,13 @@ def make(real, units, rows, act, rec, reset_after, masked, apart, drops):
                             inner = s[part + 2 * count + i]
                             if drops:
                                 inner *= h_drop[(2 * B + row) * units + u]
-                            gate = value_of_gate(ahead[kept + 1])
-                            d_reset, d_h = d_product(inner, gate, ahead[kept + 4])
+                            d_r, d_h = reset_back(
+                                ahead[kept + 1], ahead[kept + 4], inner
+                            )
                             s[dh + i] += d_h
-                            d_r = d_reset * real(d_rec(ahead[kept + 1]))
-                            d_z = s[d_zs + i] * real(d_rec(ahead[kept]))
+                            d_z, d_r = gates_back(
+                                ahead[kept], ahead[kept + 1], s[d_zs + i], d_r
+                            )
                         s[base + r * row_size + u] = d_z
                         s[base + (rows + r) * row_size + u] = d_r
                         if first + r < B:

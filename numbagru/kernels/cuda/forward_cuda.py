@@ -116,8 +116,7 @@ def forward_on_grid(
 ) -> list[Launch]:
     """Return what to launch, one after the other: a recurrence in one launch.
 
-    Parameters as of `forward`, but `split`: a `limits.Split`. The reset gate is after
-    the product, and the state has no dropout.
+    Parameters as of `forward`, but `split`: a `limits.Split`. The state has no dropout.
     """
     config, weights, dtype = call.config, call.weights, call.x.dtype
     (B, T, _), U = call.x.shape, config.units
@@ -126,12 +125,15 @@ def forward_on_grid(
     sums = allocate((B * T, 3 * U), dtype)
     # Zeros of 32 bits are the integer 0 too.
     arrivals = allocate((blocks[1],), np.float32)
+    # States before and after a step, and those that the reset gate has multiplied.
+    shown = allocate((2 if config.reset_after else 3, B, U), dtype)
     kernel = _grid(
         real,
         U,
         split,
         scalars(config.activation),
         scalars(config.recurrent_activation),
+        config.reset_after,
         call.mask.size > 0,
         out.states.size > 0,
     )
@@ -143,8 +145,8 @@ def forward_on_grid(
         (
             sums, weights.recurrent_kernel, weights.sum_bias[3], call.h0, call.mask,
             *call.mask.strides, out.y, *strides(out.y), out.last, out.state, out.saved,
-            out.states, allocate((2, B, U), dtype), arrivals.view(np.int32), blocks[0],
-            B, T, out.y.size > 0, *call.switches,
+            out.states, shown, arrivals.view(np.int32), blocks[0], B, T, out.y.size > 0,
+            *call.switches,
         ),
         split.bytes(real.bitwidth, U),
     )  # fmt: skip

@@ -4,8 +4,9 @@ For layers whose recurrent weights are more than one multiprocessor holds: each 
 keeps those of a few units in shared memory over all steps, and has the sums of its
 units for some rows. After a step it shows the new states in memory, counts itself
 (`ptx.arrive`), waits until all blocks of its rows have, and reads the states of all
-units. A sum is one chain over the units, in the order of kernels/__init__.py. One
-launch for a sequence; a cooperative one, for all blocks have to be there at once.
+units; with the reset gate before the product it does so twice a step. A sum is one
+chain over the units, in the order of kernels/__init__.py. One launch for a sequence; a
+cooperative one, for all blocks have to be there at once.
 
 A model, not yet timed, for 512 units on 132 multiprocessors: 1.2 us for the chain, 0.3
 for reading 16 KB of states, 1 for the barrier; where every block of rows reads 3 MB of
@@ -28,7 +29,7 @@ from numbagru.kernels.cuda.ptx import (
     take,
     vector_lanes,
 )
-from numbagru.kernels.cuda.step import make_step
+from numbagru.kernels.cuda.step import make_halves, make_step
 
 # Of a block: for its sums two to six warps would do, and all read what others show.
 THREADS = 256
@@ -37,20 +38,25 @@ _READS = 8  # under way at once, of a thread
 DEPTH = 32  # units whose weights are in registers at once
 
 
-def make_all_came():
-    """Make ``all_came(arrivals, group, expected)``: the barrier, for one thread."""
+def make_meet():
+    """Make ``meet(came, arrivals, expected)``: the barrier of the blocks of some rows.
+
+    In `came`, shared, stands whether nobody has waited in vain so far.
+    """
     most_looks = MOST_LOOKS
 
     @DeviceFunction
-    def all_came(arrivals, group, expected):
-        """Count this block, and wait; whether that was not in vain."""
-        arrive(arrivals, group)
-        looks = 0
-        while arrived(arrivals, group) < expected and looks < most_looks:
-            looks += 1
-        return looks < most_looks
+    def meet(came, arrivals, expected):
+        cuda.syncthreads()
+        if cuda.threadIdx.x == 0 and came[0] != 0:
+            group, looks = cuda.blockIdx.y, 0
+            arrive(arrivals, group)
+            while arrived(arrivals, group) < expected and looks < most_looks:
+                looks += 1
+            came[0] = 1 if looks < most_looks else 0
+        cuda.syncthreads()
 
-    return all_came
+    return meet
 
 
 def make_see(real, units, rows, each):
@@ -116,8 +122,8 @@ def signature(real):
     )  # fmt: skip
 
 
-def make(real, units, split, act, rec, masked, keeps):
-    """Make the kernel, with the reset gate after the product.
+def make(real, units, split, act, rec, reset_after, masked, keeps):
+    """Make the kernel.
 
     Parameters
     ----------
@@ -127,8 +133,8 @@ def make(real, units, split, act, rec, masked, keeps):
     split : limits.Split
     act, rec : launch.Scalars
         Of the candidate and of the gates.
-    masked, keeps : bool
-        Whether there is a mask, and whether gates and states are kept for backward.
+    reset_after, masked, keeps : bool
+        `keeps`: whether gates and states are kept for the backward pass.
     """
     own, rows, each = split
     gates, two, columns, count = 3 * units, 2 * units, 3 * own, rows * own
@@ -136,11 +142,30 @@ def make(real, units, split, act, rec, masked, keeps):
     padded = -(-units // lanes) * lanes
     seen_at = -(-columns * units // lanes) * lanes
     sums_at = seen_at + rows * padded
-    x_h_at, h_at, output_at = (sums_at + k * count for k in range(3, 6))
+    inner_at, h_at, output_at = (sums_at + k * count for k in range(3, 6))
+    hh_at = sums_at + 2 * count
     zero, nan = real(0), real("nan")
-    one_step, all_came = make_step(real, act, rec), make_all_came()
+    one_step, meet = make_step(real, act, rec), make_meet()
+    half_of_gates, half_of_state = make_halves(real, act, rec)
     see = make_see(real, units, rows, each)
     add_products = make_add_products(units, columns, each)
+    # Columns whose sums need no reset gate; barriers of a step.
+    early, meetings = (gates, 1) if reset_after else (two, 2)
+
+    @DeviceFunction
+    def sum_up(s, total, ahead, weights, xw, bias, c, column, r0, first, t, B, T):
+        """Sum up a column for the rows of a thread."""
+        apart = reset_after and column >= two
+        for r in range(each):
+            total[r] = bias[column - two] if apart else ahead[r]
+            if apart:
+                s[inner_at + (r0 + r) * own + c % own] = ahead[r]
+            if t + 1 < T:
+                x = (min(first + r0 + r, B - 1) * T + t + 1) * gates + column
+                ahead[r] = xw[x]
+        add_products(total, weights, s, c, seen_at + r0 * padded)
+        for r in range(each):
+            s[sums_at + (c // own * rows + r0 + r) * own + c % own] = total[r]
 
     def forward_on_grid(
         xw, recurrent, bias, h0, mask, mask_row, mask_step, y, y_row, y_step, last,
@@ -180,26 +205,52 @@ def make(real, units, split, act, rec, masked, keeps):
             else:
                 see(s, seen_at, shown, (t & 1) * B * units, units, first, B)
             cuda.syncthreads()
-            if sums:
-                apart = column >= two
-                for r in range(each):
-                    total[r] = bias[column - two] if apart else ahead[r]
-                    if apart:
-                        s[x_h_at + (r0 + r) * own + c % own] = ahead[r]
-                    if t + 1 < T:
-                        x = (min(first + r0 + r, B - 1) * T + t + 1) * gates + column
-                        ahead[r] = xw[x]
-                add_products(total, weights, s, c, seen_at + r0 * padded)
-                for r in range(each):
-                    s[sums_at + (c // own * rows + r0 + r) * own + c % own] = total[r]
+            if sums and column < early:
+                sum_up(
+                    s, total, ahead, weights, xw, bias, c, column, r0, first, t, B, T
+                )
             cuda.syncthreads()
+            if not reset_after:
+                for i in range(tid, count, threads):
+                    row = min(first + i // own, B - 1)
+                    u = min(left + i % own, units - 1)
+                    z, inner, z_kept, r_kept = half_of_gates(
+                        s[sums_at + i], s[sums_at + count + i], s[h_at + i]
+                    )
+                    s[sums_at + i] = z
+                    s[inner_at + i] = inner
+                    if first + i // own < B and left + i % own < units:
+                        shown[(2 * B + row) * units + u] = inner
+                        if keeps:
+                            kept = (row * T + t) * 4 * units + u
+                            saved[kept] = z_kept
+                            saved[kept + units] = r_kept
+                meet(came, arrivals, blocks * (2 * t + 1))
+                see(s, seen_at, shown, 2 * B * units, units, first, B)
+                cuda.syncthreads()
+                if sums and column >= early:
+                    sum_up(
+                        s, total, ahead, weights, xw, bias, c, column, r0, first, t, B,
+                        T,
+                    )  # fmt: skip
+                cuda.syncthreads()
             for i in range(tid, count, threads):
                 row, u = min(first + i // own, B - 1), min(left + i % own, units - 1)
-                inner = s[sums_at + 2 * count + i]
-                new, z, r, candidate = one_step(
-                    s[sums_at + i], s[sums_at + count + i], inner, s[x_h_at + i],
-                    s[h_at + i],
-                )  # fmt: skip
+                kept = (row * T + t) * 4 * units + u
+                heard = first + i // own < B and left + i % own < units
+                inner = s[inner_at + i]
+                if reset_after:
+                    x_h, inner = inner, s[hh_at + i]
+                    new, z_kept, r_kept, hh_kept = one_step(
+                        s[sums_at + i], s[sums_at + count + i], inner, x_h, s[h_at + i]
+                    )
+                    if keeps and heard:
+                        saved[kept] = z_kept
+                        saved[kept + units] = r_kept
+                else:
+                    new, hh_kept = half_of_state(
+                        s[sums_at + i], s[hh_at + i], s[h_at + i]
+                    )
                 if came[0] == 0:
                     new = nan
                 active = True
@@ -210,23 +261,17 @@ def make(real, units, split, act, rec, masked, keeps):
                     s[output_at + i] = new
                 elif zero_output:
                     s[output_at + i] = zero
-                if first + i // own < B and left + i % own < units:
+                if heard:
                     shown[(((t + 1) & 1) * B + row) * units + u] = s[h_at + i]
                     if has_y:
                         y[row * y_row + t * y_step + u] = s[output_at + i]
                     if keeps:
-                        kept = (row * T + t) * 4 * units + u
-                        saved[kept] = z
-                        saved[kept + units] = r
-                        saved[kept + two] = candidate
+                        saved[kept + two] = hh_kept
                         saved[kept + gates] = inner
                         states[(row * T + t) * units + u] = s[h_at + i]
-            cuda.syncthreads()
             if t + 1 < T:
-                if tid == 0 and came[0] != 0:
-                    expected = blocks * (t + 1)
-                    came[0] = 1 if all_came(arrivals, cuda.blockIdx.y, expected) else 0
-                cuda.syncthreads()
+                meet(came, arrivals, blocks * meetings * (t + 1))
+        cuda.syncthreads()
         for i in range(tid, count, threads):
             row, u = first + i // own, left + i % own
             if row < B and u < units:

@@ -1,13 +1,17 @@
-"""A unit's step, and back, with the reset gate after the product."""
+"""A unit's step and the step back for the kernels for CUDA, from gates.py.
+
+What is kept of a gate for the step back is its value, or its sum where the derivative
+is written in the input.
+"""
 
 from __future__ import annotations
 
 from numbagru._jit_cuda import DeviceFunction
-from numbagru.gates import blend, candidate_sum, d_blend, d_product
+from numbagru.gates import blend, candidate_sum, d_blend, d_product, reset_state
 
 
 def make_step(real, act, rec):
-    """Make ``step(z_sum, r_sum, inner, x_h, old)``.
+    """Make ``step(z_sum, r_sum, inner, x_h, old)``, the reset gate after the product.
 
     Parameters
     ----------
@@ -19,8 +23,7 @@ def make_step(real, act, rec):
     Returns
     -------
     DeviceFunction
-        Gives the next state, and what is kept of z, r and the candidate: values, or
-        sums where the derivative is written in the input.
+        Gives the next state, and what is kept of z, r and the candidate.
     """
     (act, _, act_of_input), (rec, _, rec_of_input) = act, rec
 
@@ -39,29 +42,81 @@ def make_step(real, act, rec):
     return step
 
 
-def make_step_back(real, act, rec):
-    """Make ``step_back(z, r, hh, inner, old, d)`` of what `make_step` keeps.
+def make_halves(real, act, rec):
+    """Make the two halves of a step with the reset gate before the product.
 
-    d is the gradient of the next state. Gives those of the candidate's sum, of z's and
-    r's, of the candidate's recurrent part, and of the old state but for the sums.
+    ``gates(z_sum, r_sum, old)`` gives z, ``r * old``, and what is kept of z and r;
+    ``state(z, hh_sum, old)`` the next state, and what is kept of the candidate.
+    """
+    (act, _, act_of_input), (rec, _, rec_of_input) = act, rec
+
+    @DeviceFunction
+    def gates(z_sum, r_sum, old):
+        z, r = real(rec(z_sum)), real(rec(r_sum))
+        z_kept, r_kept = z_sum if rec_of_input else z, r_sum if rec_of_input else r
+        return z, reset_state(r, old), z_kept, r_kept
+
+    @DeviceFunction
+    def state(z, hh_sum, old):
+        candidate = real(act(hh_sum))
+        return blend(z, old, candidate), hh_sum if act_of_input else candidate
+
+    return gates, state
+
+
+def make_halves_back(real, act, rec):
+    """Make the two halves of the step back, of what is kept.
+
+    ``candidate_back(z, hh, old, d)`` takes the gradient of the next state. It gives
+    that of the candidate's sum, of z, and of the old state but for the sums.
+    ``gates_back(z, r, d_z, d_r)`` gives the gradients of the sums of z and r.
     """
     (act, d_act, act_of_input), (rec, d_rec, rec_of_input) = act, rec
 
     @DeviceFunction
-    def step_back(z, r, hh, inner, old, d):
+    def candidate_back(z, hh, old, d):
         update = real(rec(z)) if rec_of_input else z
-        reset = real(rec(r)) if rec_of_input else r
         candidate = real(act(hh)) if act_of_input else hh
-        d_update, d_old, d_value = d_blend(d, update, old, candidate)
-        d_hh = d_value * real(d_act(hh))
-        d_reset, d_inner = d_product(d_hh, reset, inner)
-        return (
-            d_hh,
-            d_update * real(d_rec(z)),
-            d_reset * real(d_rec(r)),
-            d_inner,
-            d_old,
-        )
+        d_z, d_old, d_value = d_blend(d, update, old, candidate)
+        return d_value * real(d_act(hh)), d_z, d_old
+
+    @DeviceFunction
+    def gates_back(z, r, d_z, d_r):
+        return d_z * real(d_rec(z)), d_r * real(d_rec(r))
+
+    return candidate_back, gates_back
+
+
+def make_reset_back(real, rec):
+    """Make ``reset_back(r, factor, d)``: gradients of r and factor in their product.
+
+    r is what is kept of it; the factor is what the reset gate multiplies, the
+    candidate's recurrent part or the old state.
+    """
+    rec, _, rec_of_input = rec
+
+    @DeviceFunction
+    def reset_back(r, factor, d):
+        return d_product(d, real(rec(r)) if rec_of_input else r, factor)
+
+    return reset_back
+
+
+def make_step_back(real, act, rec):
+    """Make ``step_back(z, r, hh, inner, old, d)`` for the reset gate after the product.
+
+    Of what `make_step` keeps. Gives the gradients of the candidate's sum, of z's and
+    r's, of the candidate's recurrent part, and of the old state but for the sums.
+    """
+    candidate_back, gates_back = make_halves_back(real, act, rec)
+    reset_back = make_reset_back(real, rec)
+
+    @DeviceFunction
+    def step_back(z, r, hh, inner, old, d):
+        d_hh, d_z, d_old = candidate_back(z, hh, old, d)
+        d_r, d_inner = reset_back(r, inner, d_hh)
+        d_z, d_r = gates_back(z, r, d_z, d_r)
+        return d_hh, d_z, d_r, d_inner, d_old
 
     return step_back
 
