@@ -70,8 +70,8 @@ from numbagru.kernels.weight_gradients import give_biases
 
 # A chunk's samples fit into a quarter of a 1 MiB second-level cache, where the weights
 # are too, within these bounds: all gradients of wide layers are fetched from further
-# away once per chunk. (Twice as many: 32x100x32x128 1.03 times as long, 4096x20x32x128
-# 1.05; half as many: 128x20x256x1024 1.05.)
+# away once per chunk. (Twice as many: between 0.92 and 1.06 times as long at five
+# shapes in two noisy runs, and more memory; half as many: 1.05 at 128x20x256x1024.)
 _CHUNK_BYTES = 2**18
 _FEWEST_SAMPLES, _MOST_SAMPLES = 128, 256
 # Of few steps more rows, so that a chunk has some samples.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -59,52 +61,16 @@ def _split(call: Call) -> Any:
     return split(bits, call.config.units, B, call.place.chip())
 
 
-def backward(
-    call: Call,
-    given: Cotangents,
-    out: Outputs,
-    rows_per_part: int,
-    results: Results,
-    most: int,
-) -> None:
-    """Launch the backward pass."""
-    _backward(call, given, out, rows_per_part, results, _rows(call))
-
-
-def backward_on_grid(
-    call: Call,
-    given: Cotangents,
-    out: Outputs,
-    rows_per_part: int,
-    results: Results,
-    most: int,
-) -> None:
-    """Launch the backward pass, its units divided unless each gate has dropout."""
-    division = _rows(call) if call.per_gate else _split(call)
-    _backward(call, given, out, rows_per_part, results, division)
-
-
-def backward_tiled(
-    call: Call,
-    given: Cotangents,
-    out: Outputs,
-    rows_per_part: int,
-    results: Results,
-    most: int,
-) -> None:
-    """Launch the backward pass, step by step unless each gate has dropout."""
-    division = _rows(call) if call.per_gate else None
-    _backward(call, given, out, rows_per_part, results, division)
-
-
 def _backward(
+    division: Callable[[Call], Any],
     call: Call,
     given: Cotangents,
     out: Outputs,
     rows_per_part: int,
     results: Results,
-    division: Any,
+    most: int,
 ) -> None:
+    """Launch the backward pass; `division` is that of `backward_cuda.backward`."""
     place, launches = call.place, []
     B = call.x.shape[0]
     order = place.work((0,), np.int64)
@@ -112,7 +78,16 @@ def _backward(
         order, ends = place.work((B,), np.int64), place.work((B,), np.int32)
         launches = elementwise.rows_by_end(call.mask, ends, order)
     launches += backward_cuda.backward(
-        _on_device(call), given, out, order, rows_per_part, results, division,
+        _on_device(call), given, out, order, rows_per_part, results, division(call),
         place.work,
     )  # fmt: skip
     place.run(launches)
+
+
+backward = functools.partial(_backward, _rows)
+backward_on_grid = functools.partial(
+    _backward, lambda call: _rows(call) if call.per_gate else _split(call)
+)
+backward_tiled = functools.partial(
+    _backward, lambda call: _rows(call) if call.per_gate else None
+)
