@@ -111,9 +111,9 @@ class Work(NamedTuple):
     inner: Any  # (rows, V) products of a step: gradient of r * h, part of dh
     d_x: Any  # (steps_at_once, rows, F padded)
     drops: Any  # (3, rows, V) multipliers of the states
-    # Gradients of the weights: right where the call wants them if there is one part of
-    # whole vectors of units (one row, one step, 256 units: a training step of 203 µs
-    # instead of 267), else packed, a part as in weight_gradients.py.
+    # Gradients of the weights: those of the last part right where the call wants them,
+    # given whole vectors of units (one row, one step, 256 units: a training step of
+    # 203 µs instead of 267), else packed, a part as in weight_gradients.py.
     direct: Any
     d_W: Any
     d_R: Any

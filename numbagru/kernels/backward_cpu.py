@@ -30,7 +30,6 @@ from numbagru.kernels.team import (
     sharing,
 )
 from numbagru.kernels.threads import WORD_ARRAY, run
-from numbagru.kernels.vector_ir import lanes
 from numbagru.kernels.ways import Plan, Ways
 from numbagru.kernels.weight_gradients import collect, make_parts
 
@@ -73,9 +72,6 @@ _TOGETHER_FROM = 12_000
 _TOGETHER_IN_ONE_STEP_FROM = 500_000
 _PARALLEL_FROM = 50_000
 
-_NO_PARTS = {dtype: np.empty((1, 0), dtype) for dtype in REAL}
-
-
 @functools.lru_cache
 def _ways(entry: Any, B: int, T: int, F: int, U: int, parts: int, most: int) -> Ways:
     """Plan calls of a kernel's entry on at most `most` threads."""
@@ -101,14 +97,10 @@ def backward(
         one_step.backward(call, given, out, results)
         return
     entry, first = bound(BACKWARD, call.config, call.per_gate, slopes=True)
-    (B, T, F), U = call.x.shape, call.h0.shape[1]
+    (B, _, F), U = call.x.shape, call.h0.shape[1]
     count = max(1, -(-B // rows_per_part))  # no rows: gradients of zero
     packed = call.weights.packed(True, most)
-    whole = U % lanes(REAL[call.x.dtype]) == 0
-    direct = whole and count == 1 and B > 0 and T > 0
-    gradients = _NO_PARTS[call.x.dtype]
-    if not direct:
-        gradients = make_parts(count, F, U, call.x.dtype)
+    gradients = make_parts(count, F, U, call.x.dtype)
     ways = _ways(entry, *call.x.shape, U, count, most)
     arguments = (
         *first, call.x, call.h0, call.mask, *rows_by_end(call.mask),
@@ -116,5 +108,4 @@ def backward(
         out.saved, out.states, rows_per_part, *results, gradients,
     )  # fmt: skip
     ways.run(lambda plan: run(entry, arguments, plan.threads, plan.together))
-    if not direct:
-        collect(gradients, results, most)
+    collect(gradients, results, most)

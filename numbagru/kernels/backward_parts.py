@@ -280,7 +280,6 @@ def backward_parts(reset_after, per_gate, whole_rows):
         widest_vectors()
         rows_per_part, act, rec, d_act, d_rec, x = data[:6]
         d_W, d_R, d_bias, gradients = data[-4:]
-        direct = gradients.size == 0
         a = record(arrays(data))
         width = vector_lanes(a.x)
         F, U = a.F, a.U
@@ -318,7 +317,9 @@ def backward_parts(reset_after, per_gate, whole_rows):
         if together and helper:
             shared = numbers_at(shared, words[SHARED])
         k = 0 if together else next_item(words, -1)
-        while start >= 0 and k < gradients.shape[0]:
+        count = max(1, (a.B + rows_per_part - 1) // rows_per_part)
+        while start >= 0 and k < count:
+            direct = k == gradients.shape[0]
             part = at(pointer(gradients), k * gradients.shape[1])
             work = cut_memory(
                 a, s, shared, pointer(d_W), pointer(d_R), part, direct, rows, at_once,
@@ -327,7 +328,11 @@ def backward_parts(reset_after, per_gate, whole_rows):
             w = record(work)
             first, stop = k * rows_per_part, min(a.B, (k + 1) * rows_per_part)
             if a.T == 0 or first == stop:
-                clear(part, gradients.shape[1])
+                clear(part, 0 if direct else gradients.shape[1])
+                if direct:
+                    clear(pointer(d_W), d_W.size)
+                    clear(pointer(d_R), d_R.size)
+                    clear(w.bias, 4 * V)
             for b in range(first, stop, rows):
                 n = min(rows, stop - b)
                 block(
@@ -336,7 +341,7 @@ def backward_parts(reset_after, per_gate, whole_rows):
                 )  # fmt: skip
             if direct and is_first(own):
                 give_biases(w.bias, d_bias, U, width)
-            k = gradients.shape[0] if together else next_item(words, k)
+            k = count if together else next_item(words, k)
         leave(words, helper, own)
         hold(memory)
         hold(gradients)

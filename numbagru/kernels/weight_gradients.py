@@ -4,6 +4,9 @@ A part is an array of panels, one vector of units each: for every eight inputs a
 eight states (8, 3, lanes) gradients, where inputs have the candidate first and states
 have it last, and then (4, lanes) of the biases. So the products write whole tiles, and
 in memory that NumPy made: the caller's, in huge pages where it is large.
+
+With whole vectors of units the last part is not packed: it goes where the call wants
+the gradients, and what the others add up to is added there.
 """
 
 from __future__ import annotations
@@ -38,11 +41,21 @@ _PARALLEL_FROM = 200_000
 
 
 @routine
-def _give_bias(sums, d_bias, biases, U, first, width):
+def _give(target, source, width, count, adds):
+    """Write a vector, or add it where the last part is, which has whole vectors."""
+    if adds:
+        for j in range(width):
+            target[j] += source[j]
+    else:
+        write_vector(target, source, width, count)
+
+
+@routine
+def _give_bias(sums, d_bias, biases, U, first, width, adds):
     for g in range(biases):
         gate = 3 if g == 5 else (g + 1) % 3
         target = at(d_bias, g * U + first)
-        write_vector(target, at(sums, gate * width), width, U - first)
+        _give(target, at(sums, gate * width), width, U - first, adds)
 
 
 @routine
@@ -50,11 +63,11 @@ def give_biases(sums, d_bias, U, width):
     """Bring (panels, 4, lanes) gradients to the layout of the bias."""
     for first in range(0, U, width):
         panel = at(sums, 4 * first)
-        _give_bias(panel, pointer(d_bias), d_bias.size // U, U, first, width)
+        _give_bias(panel, pointer(d_bias), d_bias.size // U, U, first, width, False)
 
 
 @routine
-def _collect_panel(total, F, U, p, groups, d_W, d_R, d_bias, biases, width):
+def _collect_panel(total, F, U, p, groups, d_W, d_R, d_bias, biases, width, adds):
     """Bring a panel to the layout of the weights, with so many rows of biases."""
     first = p * width
     count = min(width, U - first)
@@ -62,12 +75,13 @@ def _collect_panel(total, F, U, p, groups, d_W, d_R, d_bias, biases, width):
     for k in range(F):
         for g in range(3):
             source = at(total, (k * 3 + (g + 1) % 3) * width)
-            write_vector(at(d_W, (k * 3 + g) * U + first), source, width, count)
+            _give(at(d_W, (k * 3 + g) * U + first), source, width, count, adds)
     for k in range(U):
         for g in range(3):
             source = at(total, ((inputs + k) * 3 + g) * width)
-            write_vector(at(d_R, (k * 3 + g) * U + first), source, width, count)
-    _give_bias(at(total, biases_at(groups, width)), d_bias, biases, U, first, width)
+            _give(at(d_R, (k * 3 + g) * U + first), source, width, count, adds)
+    sums = at(total, biases_at(groups, width))
+    _give_bias(sums, d_bias, biases, U, first, width, adds)
 
 
 @routine
@@ -87,7 +101,7 @@ def _panels(words, helper, data):
                 total[j] += part[j]
         _collect_panel(
             total, F, U, p, groups, pointer(d_W), pointer(d_R), pointer(d_bias),
-            d_bias.size // U, width,
+            d_bias.size // U, width, U % width == 0,
         )  # fmt: skip
         p = next_item(words, p)
     hold(parts)
@@ -113,6 +127,9 @@ def _signature(real):
 COLLECT = Kernel(_collect, _signature)
 
 
+_NO_PARTS = {dtype: np.empty((0, 0), dtype) for dtype in REAL}
+
+
 @functools.lru_cache
 def _part_size(F: int, U: int, width: int) -> int:
     V = padded(U, width)
@@ -121,12 +138,18 @@ def _part_size(F: int, U: int, width: int) -> int:
 
 
 def make_parts(count: int, F: int, U: int, dtype: np.dtype) -> np.ndarray:
-    """Make memory for so many parts (count, panels x `panel_size`)."""
-    return memory.empty((count, _part_size(F, U, lanes(REAL[dtype]))), dtype)
+    """Make memory for the packed ones of so many parts (packed, panels x panel_size)."""
+    width = lanes(REAL[dtype])
+    packed = count - 1 if U % width == 0 else count
+    if packed == 0:
+        return _NO_PARTS[dtype]
+    return memory.empty((packed, _part_size(F, U, width)), dtype)
 
 
 def collect(parts: np.ndarray, results: Results, most: int) -> None:
     """Add the parts in order, and write the sums in the layout of the weights."""
+    if parts.size == 0:
+        return
     if parts.size < _PARALLEL_FROM:
         most = 1
     entry = COLLECT.entry(REAL[parts.dtype])
