@@ -19,14 +19,21 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.core.runtime import rtsys
 
+from numbagru._linked import LinkedCompiler
+
 # error_model="numpy": 1/0 is inf as in NumPy, and no division carries a branch that
 # would keep the loop around it from being vectorised.
 # No fastmath anywhere: sums keep the order they are written in (kernels/__init__.py).
 OPTIONS = {"error_model": "numpy", "fastmath": False, "boundscheck": False}
 
-# What only other compiled code calls needs no entry from Python or C; each would be
-# compiled too.
-_INNER = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+# What only other compiled code calls needs no entry from Python or C, and no machine
+# code outside of its callers.
+_INNER = {
+    **OPTIONS,
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+    "pipeline_class": LinkedCompiler,
+}
 
 # A formula of scalars, inlined into the loops that call it.
 scalar = njit(**_INNER)

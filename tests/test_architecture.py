@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).parents[1] / "numbagru"
 # A room is a module or a folder of the package. Imports go down only: a room may import
 # what stands in its row, and rows only name rooms above them in this table.
 MAY_IMPORT = {
-    "_jit": "",
+    "_linked": "",
+    "_jit": "_linked",
     "scalar": "",
     "folds": "scalar",
     "registry": "",

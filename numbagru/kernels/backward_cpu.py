@@ -8,14 +8,12 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import numpy as np
 from numba import types
 
 from numbagru._jit import Kernel
 from numbagru.kernels import one_step
 from numbagru.kernels.backward_parts import backward_parts
 from numbagru.kernels.call import (
-    REAL,
     Call,
     Cotangents,
     Outputs,
@@ -71,6 +69,7 @@ _TOGETHER_FROM = 12_000
 # Others come into a single step when its gates are done.
 _TOGETHER_IN_ONE_STEP_FROM = 500_000
 _PARALLEL_FROM = 50_000
+
 
 @functools.lru_cache
 def _ways(entry: Any, B: int, T: int, F: int, U: int, parts: int, most: int) -> Ways:

@@ -138,7 +138,7 @@ def _part_size(F: int, U: int, width: int) -> int:
 
 
 def make_parts(count: int, F: int, U: int, dtype: np.dtype) -> np.ndarray:
-    """Make memory for the packed ones of so many parts (packed, panels x panel_size)."""
+    """Make memory for those of so many parts that are packed."""
     width = lanes(REAL[dtype])
     packed = count - 1 if U % width == 0 else count
     if packed == 0:
