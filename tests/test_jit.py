@@ -15,7 +15,7 @@ from numba import njit, types
 from numba.core import caching
 
 from numbagru import _jit
-from numbagru._jit import Kernel, source_stamp
+from numbagru._jit import Kernel, sources, stamp_of
 
 PACKAGE = Path(_jit.__file__).parent
 
@@ -217,14 +217,23 @@ def append(source):
         lambda root: (root / "dispatch.py").unlink(),
     ],
 )
-def test_stamp_changes_with_every_source(copied, monkeypatch, change):
-    monkeypatch.setattr(_jit, "__file__", str(copied / "_jit.py"))
-    stamp = source_stamp.__wrapped__
-    before = stamp()
+def test_stamp_changes_with_every_source(copied, change):
+    imported = sources(copied)
+    before = stamp_of(copied, imported)
     (copied / "notes.txt").touch()
-    assert stamp() == before
+    assert stamp_of(copied, imported) == before
     change(copied)
-    assert stamp() != before
+    found = stamp_of(copied, sources(copied))
+    assert found != before
+    # Imported before the change, and asked for after it.
+    assert stamp_of(copied, imported) not in (before, found)
+
+
+def test_stamp_is_of_contents(copied, tmp_path):
+    again = tmp_path / "elsewhere"
+    shutil.copytree(copied, again)
+    os.utime(again / "gates.py", (1, 1))
+    assert stamp_of(again, sources(again)) == stamp_of(copied, sources(copied))
 
 
 @pytest.mark.parametrize("frozen", [False, True])
