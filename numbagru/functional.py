@@ -28,6 +28,7 @@ __all__ = [
     "gru_vjp",
     "on_device",
     "on_host",
+    "plus",
     "set_num_threads",
 ]
 
@@ -44,6 +45,14 @@ def on_host(array: Any) -> np.ndarray:
     if not on_device(array):
         return array
     return dispatch.place_of(array).fetched(array)
+
+
+def plus(array: Any, term: np.ndarray) -> Any:
+    """Add an array of the host to one of the host, or to one on a device in place."""
+    if not on_device(array):
+        return array + term
+    dispatch.place_of(array).add(array, term)
+    return array
 
 
 class Gradients(NamedTuple):

@@ -178,6 +178,13 @@ class Device(Operands):
 
         self.run(elementwise.scale(x, np.broadcast_to(factor, x.shape), product))
 
+    def add(self, array: Any, term: np.ndarray) -> None:
+        """Add an array of the host to one of the caller's."""
+        from numbagru.kernels.cuda import elementwise
+
+        view = self._view(array, "array")
+        self.run(elementwise.add(view, self.sent(term.astype(view.dtype, copy=False))))
+
     def given(self, array: np.ndarray) -> Any:
         """Return the caller's own array for one of `empty`, or a view of it."""
         result = self._results.pop(array.ctypes.data)

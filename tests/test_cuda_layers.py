@@ -308,11 +308,27 @@ def test_who_takes_no_arrays_of_a_device(call, name, device):
         call(device.put(data()))
 
 
-def test_penalties_are_added_on_the_host(device):
-    layer = layer_of(kernel_regularizer="l2")
-    y, pullback = layer.vjp(device.put(data()))
-    with pytest.raises(TypeError, match=r"`include_losses=True`.*device='cuda'"):
-        pullback(y, include_losses=True)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_penalties_on_the_weights(dtype, device):
+    layer = layer_of(
+        dtype=dtype, kernel_regularizer="l2", bias_regularizer="l1", seed=0
+    )
+    x = data(dtype=dtype)
+    layer(x)
+    rng = np.random.default_rng(1)
+    layer.set_weights([rng.normal(size=w.shape) for w in layer.get_weights()])
+    y, pullback = layer.vjp(x)
+    desired = pullback(y, include_losses=True)
+    y, pullback = layer.vjp(device.put(x))
+    without = pullback(y)
+    actual = pullback(y, include_losses=True)
+    for found, wanted, bare in zip(
+        actual.weights, desired.weights, without.weights, strict=True
+    ):
+        assert isinstance(found, DeviceArray)
+        same(found.numbers, wanted)
+        assert found.numbers is not bare.numbers
+    assert not np.array_equal(actual.weights[0].numbers, without.weights[0].numbers)
 
 
 def test_the_program_that_checks_a_card(device, monkeypatch, capsys):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from numbagru import functional
 from numbagru.layers.variable import Variable
 from numbagru.registry import on_device
 
@@ -105,13 +106,8 @@ def penalized(
     total = list(gradients)
     for i, variable in enumerate(variables):
         if variable.trainable and variable.regularizer is not None:
-            if on_device(total[i]):
-                raise TypeError(
-                    "`include_losses=True` adds penalties on the host, but the "
-                    "gradients are on a CUDA device. Pass arrays of NumPy to a layer "
-                    "with device='cuda', or `include_losses=False`."
-                )
-            total[i] = total[i] + gradient_of(variable.regularizer, variable.value)
+            term = gradient_of(variable.regularizer, variable.value)
+            total[i] = functional.plus(total[i], term)
     return total
 
 

@@ -1,4 +1,4 @@
-"""What NumPy does on the host around a pass: zeros, dropout of inputs, sorted rows."""
+"""What NumPy does on the host around a pass: zeros, sums, dropout, sorted rows."""
 
 from __future__ import annotations
 
@@ -39,6 +39,29 @@ def make_fill(real):
             array[i] = zero
 
     return fill
+
+
+def add(array: Any, term: Any) -> list[Launch]:
+    """Add an array to one of as many numbers, both without gaps."""
+    if array.size == 0:
+        return []
+    real = REAL[array.dtype]
+    numbers = types.CPointer(real)
+    signature = numbers, numbers, types.int32
+    arguments = array, term, array.size
+    return [Launch(make_add(real), signature, _blocks(array.size), THREADS, arguments)]
+
+
+@functools.cache
+def make_add(real):
+    """Make the kernel of `add`."""
+
+    def add(array, term, count):
+        i = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
+        if i < count:
+            array[i] = array[i] + term[i]
+
+    return add
 
 
 def scale(x: Any, factor: Any, product: Any) -> list[Launch]:
