@@ -174,6 +174,7 @@ def _add_group(
             target = at(w.d_W, k * row + (column + 2) % 3 * step + p * width)
             back = row
         else:
+            count = min(GROUP, a.U - k)  # vectors of four may end within eight
             target = at(w.d_R, k * row + column * step + p * width)
     else:
         row, step = 3 * width, width
