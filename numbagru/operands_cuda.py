@@ -183,7 +183,8 @@ class Device(Operands):
         from numbagru.kernels.cuda import elementwise
 
         view = self._view(array, "array")
-        self.run(elementwise.add(view, self.sent(term.astype(view.dtype, copy=False))))
+        same = np.broadcast_to(np.asarray(term, view.dtype), view.shape)
+        self.run(elementwise.add(view, self.sent(same)))
 
     def given(self, array: np.ndarray) -> Any:
         """Return the caller's own array for one of `empty`, or a view of it."""

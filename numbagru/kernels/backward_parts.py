@@ -66,7 +66,7 @@ from numbagru.kernels.team import (
     share_of,
     turn,
 )
-from numbagru.kernels.weight_gradients import give_biases
+from numbagru.kernels.weight_gradients import give_biases, unpacked_parts
 
 # A chunk's samples fit into a quarter of a 1 MiB second-level cache, where the weights
 # are too, within these bounds: all gradients of wide layers are fetched from further
@@ -317,7 +317,7 @@ def backward_parts(reset_after, per_gate, whole_rows):
         if together and helper:
             shared = numbers_at(shared, words[SHARED])
         k = 0 if together else next_item(words, -1)
-        count = max(1, (a.B + rows_per_part - 1) // rows_per_part)
+        count = gradients.shape[0] + unpacked_parts(U, width)
         while start >= 0 and k < count:
             direct = k == gradients.shape[0]
             part = at(pointer(gradients), k * gradients.shape[1])
@@ -328,11 +328,12 @@ def backward_parts(reset_after, per_gate, whole_rows):
             w = record(work)
             first, stop = k * rows_per_part, min(a.B, (k + 1) * rows_per_part)
             if a.T == 0 or first == stop:
-                clear(part, 0 if direct else gradients.shape[1])
                 if direct:
                     clear(pointer(d_W), d_W.size)
                     clear(pointer(d_R), d_R.size)
                     clear(w.bias, 4 * V)
+                else:
+                    clear(part, gradients.shape[1])
             for b in range(first, stop, rows):
                 n = min(rows, stop - b)
                 block(

@@ -41,6 +41,12 @@ _PARALLEL_FROM = 200_000
 
 
 @routine
+def unpacked_parts(U, width):
+    """Count the parts that are not packed: the last one, or none."""
+    return 1 if U % width == 0 else 0
+
+
+@routine
 def _give(target, source, width, count, adds):
     """Write a vector, or add it where the last part is, which has whole vectors."""
     if adds:
@@ -101,7 +107,7 @@ def _panels(words, helper, data):
                 total[j] += part[j]
         _collect_panel(
             total, F, U, p, groups, pointer(d_W), pointer(d_R), pointer(d_bias),
-            d_bias.size // U, width, U % width == 0,
+            d_bias.size // U, width, unpacked_parts(U, width) > 0,
         )  # fmt: skip
         p = next_item(words, p)
     hold(parts)
@@ -140,7 +146,7 @@ def _part_size(F: int, U: int, width: int) -> int:
 def make_parts(count: int, F: int, U: int, dtype: np.dtype) -> np.ndarray:
     """Make memory for those of so many parts that are packed."""
     width = lanes(REAL[dtype])
-    packed = count - 1 if U % width == 0 else count
+    packed = count - unpacked_parts.py_func(U, width)
     if packed == 0:
         return _NO_PARTS[dtype]
     return memory.empty((packed, _part_size(F, U, width)), dtype)
