@@ -11,7 +11,7 @@ pytest.importorskip("greenlet", reason="the emulator runs each thread as a green
 
 from gridemu import Grid, as_pointer
 from numbagru import functional, operands
-from numbagru.kernels import backward_cpu, forward_cpu, plain_cpu
+from numbagru.kernels import backward_cpu, forward_cpu, plain_cpu, weight_gradients
 from numbagru.kernels.call import Cotangents, Results, rows_by_end
 from numbagru.kernels.cuda import (
     backward_cuda,
@@ -259,7 +259,7 @@ def test_gradients_of_blocks_that_wait_in_vain(few_threads, monkeypatch):
 def check_gradients(case, division):
     call, _ = functional._call(*arguments(case, "cpu_tiles"))
     given = cotangents_of(case, call)
-    rows_per_part = functional.rows_per_part(
+    rows_per_part = weight_gradients.rows_per_part(
         *call.x.shape, call.config.units, call.x.itemsize
     )
     expected, found = results_of(case, call), results_of(case, call)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from numbagru.config import GRUConfig
-from numbagru.functional import Weights, explain, gru, gru_vjp, rows_per_part
+from numbagru.functional import Weights, explain, gru, gru_vjp
+from numbagru.kernels.weight_gradients import rows_per_part
 
 B, T, F, U = 3, 4, 2, 5
 

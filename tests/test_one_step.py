@@ -7,10 +7,13 @@ import pytest
 
 from numbagru.config import GRUConfig
 from numbagru.functional import Weights, gru_vjp
-from numbagru.kernels.backward_arrays import GROUP
 
 # Whole vectors of every machine; features of none, of one and of more than a vector.
-SHAPES = [(1, 1, 16), (1, 40, 64), (2, 16, 48), (3, 7, 32), (8, 33, 128), (7, 5, 144)]
+# Rows of less than a tile, of one, and of more; on one thread and on more.
+SHAPES = [
+    (1, 1, 16), (1, 40, 64), (2, 16, 48), (3, 7, 32), (8, 33, 128), (7, 5, 144),
+    (9, 0, 128), (23, 6, 144), (64, 33, 128),
+]  # fmt: skip
 VARIANTS = [
     {"dtype": "float32"},
     {"dtype": "float64"},
@@ -64,7 +67,7 @@ def test_the_bits_are_those_of_packed_weights(shape, variant):
 
 @pytest.mark.parametrize(
     ("shape", "steps"),
-    [((GROUP + 1, 3, 128), 1), ((1, 3, 128), 2), ((1, 3, 130), 1)],
+    [((65, 3, 128), 1), ((1, 3, 128), 2), ((1, 3, 130), 1)],
     ids=repr,
 )
 def test_the_others_pack(shape, steps):

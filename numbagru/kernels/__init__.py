@@ -50,7 +50,7 @@ Where things are
     forward_*, backward_*     the register-tile kernels: *_cpu has the entries, *_rows
                               and *_parts the loops, *_step what a step does; for
                               activations that need all units, forward_whole_rows
-    one_step                  training over one step of few rows, nothing packed
+    one_step, one_step_*      training over one step of few rows, nothing packed
     weight_gradients          what backward adds up: parts of rows, and their sum
     plain_cpu                 plain loops for everything
     cuda                      the same for NVIDIA GPUs

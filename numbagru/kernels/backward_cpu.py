@@ -92,8 +92,8 @@ def backward(
     most: int,
 ) -> None:
     """Run the backward kernel on at most `most` threads."""
-    if rows_per_part >= call.x.shape[0] and one_step.suits(call):
-        one_step.backward(call, given, out, results)
+    if one_step.suits(call):
+        one_step.backward(call, given, out, results, most)
         return
     entry, first = bound(BACKWARD, call.config, call.per_gate, slopes=True)
     (B, _, F), U = call.x.shape, call.h0.shape[1]

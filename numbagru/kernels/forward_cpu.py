@@ -159,7 +159,7 @@ def _ways(entry: Any, B: int, T: int, F: int, U: int, most: int) -> Ways:
 def forward(call: Call, out: Outputs, most: int) -> None:
     """Run the forward kernel on at most `most` threads."""
     if out.states.size > 0 and one_step.suits(call):
-        one_step.forward(call, out)
+        one_step.forward(call, out, most)
         return
     entry, first = bound(FORWARD, call.config, call.per_gate, slopes=False)
     ways = _ways(entry, *call.x.shape, call.h0.shape[1], most)

@@ -75,20 +75,29 @@ def _sum_bias(bias, sums):
 
 
 @routine
-def _pack_panel(W, R, bias, p, weights, starts):
-    """Pack one vector of units."""
+def pack_panel(W, R, p, target):
+    """Pack the weights of one vector of units."""
     F, U, width = W.shape[0], R.shape[0], vector_lanes(W)
     first = p * width
     count = min(width, U - first)
-    target = at(weights, p * (F + U) * 3 * width)
     if count < width:
         clear(target, (F + U) * 3 * width)
-        clear(at(starts, p * 4 * width), 4 * width)
     for k in range(F + U):
         matrix, row = (pointer(W), k) if k < F else (pointer(R), k - F)
         for g in range(3):
             write_vector(target, at(matrix, (row * 3 + g) * U + first), width, count)
             target = at(target, width)
+
+
+@routine
+def _pack_with_bias(W, R, bias, p, weights, starts):
+    """Pack one vector of units."""
+    F, U, width = W.shape[0], R.shape[0], vector_lanes(W)
+    first = p * width
+    count = min(width, U - first)
+    pack_panel(W, R, p, at(weights, p * (F + U) * 3 * width))
+    if count < width:
+        clear(at(starts, p * 4 * width), 4 * width)
     for g in range(4):
         target = at(starts, (p * 4 + g) * width)
         if bias.size == 0:
@@ -107,7 +116,7 @@ def _pack_panels(words, helper, data):
     while (p + 1) * width < U:
         p = next_item(words, p)
         if p * width < U:
-            _pack_panel(W, R, bias, p, weights, starts)
+            _pack_with_bias(W, R, bias, p, weights, starts)
     hold(W)
     hold(R)
     hold(bias)
@@ -147,7 +156,7 @@ def _pack_all(words, helper, data):
     while item + 1 < total:
         item = next_item(words, item)
         if item < panels:
-            _pack_panel(W, R, bias, item, weights, at(weights, starts))
+            _pack_with_bias(W, R, bias, item, weights, at(weights, starts))
         elif item < total:
             v = item - panels
             states = v >= inputs

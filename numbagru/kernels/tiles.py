@@ -114,6 +114,16 @@ _onward1 = _product(1, False)
 _apart3, _apart2, _apart1 = _product(3, True), _product(2, True), _product(1, True)
 
 
+# `continue_sums` takes so many vectors, or one.
+MOST_COLUMNS = 3
+
+
+@routine
+def columns_at_once(left):
+    """How many of the `left` vectors `continue_sums` takes next."""
+    return MOST_COLUMNS if left >= MOST_COLUMNS else 1
+
+
 @routine
 def continue_sums(
     m, columns, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward

@@ -1,0 +1,224 @@
+"""The forward half of one_step.py: sums with weights where they stand, then gates."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+
+from numbagru._jit import Kernel, routine
+from numbagru.gates import (
+    HH,
+    HH_SUM,
+    R_SUM,
+    RECURRENT,
+    SECTIONS,
+    Z_SUM,
+    H,
+    R,
+    Z,
+    kept_section,
+    line,
+    step_reset_after,
+)
+from numbagru.kernels.backward_arrays import GROUP
+from numbagru.kernels.panels import pack_panel
+from numbagru.kernels.simd import (
+    aligned,
+    at,
+    clear,
+    copy,
+    hold,
+    most_rows,
+    pointer,
+    vector_lanes,
+)
+from numbagru.kernels.team import HELPERS, next_item, sharing
+from numbagru.kernels.threads import WORD_ARRAY
+from numbagru.kernels.tiles import (
+    MOST_COLUMNS,
+    columns_at_once,
+    continue_sums,
+    step_sums,
+    tile_rows,
+)
+
+# Rows of a weight matrix that are read side by side: so many streams the caches follow.
+_ROWS_AT_ONCE = 16
+# Rows whose gates a thread computes at once.
+_GATE_ROWS = 8
+
+
+@routine
+def _add_products(n, a, a_row, K, b, U, units, width, c, c_row):
+    """``c += a b`` for n rows of a and some units of a gate of a matrix (K, 3 U)."""
+    for k in range(0, K, _ROWS_AT_ONCE):
+        count = min(_ROWS_AT_ONCE, K - k)
+        v = 0
+        while v < units:
+            columns = columns_at_once((units - v) // width)
+            i = 0
+            while i < n:
+                m = tile_rows(n - i, most_rows(a))
+                continue_sums(
+                    m, columns, at(a, i * a_row + k), a_row, 1, at(b, k * 3 * U + v),
+                    3 * U, width, count, at(c, i * c_row + v), c_row, width, 0, True,
+                )  # fmt: skip
+                i += m
+            v += columns * width
+
+
+_sums = step_sums(candidate=True, per_gate=False)
+
+
+@routine
+def _sums_of_units(words, x, h0, W, weights, starts, s, size, apart):
+    """Compute the sums of up to eight rows, some units after the other."""
+    B, F, U = x.shape[0], x.shape[2], h0.shape[1]
+    width, x_row = vector_lanes(x), x.strides[0] // x.itemsize
+    # One thread reads whole rows of the weights.
+    each = U if words[HELPERS] == 0 else MOST_COLUMNS * width
+    item = next_item(words, -1)
+    while item * each < U:
+        first = item * each
+        units = min(each, U - first)
+        for i in range(B):
+            for gate in range(4):
+                start = at(pointer(starts), gate * U + first)
+                copy(at(s, gate * size + i * apart + first), start, units)
+        for gate in range(3):
+            column = gate * U + first
+            kernel, recurrent = at(pointer(W), column), at(pointer(weights), column)
+            target = at(s, gate * size + first)
+            _add_products(
+                B, pointer(x), x_row, F, kernel, U, units, width, target, apart
+            )  # fmt: skip
+            if gate == 2:
+                target = at(s, RECURRENT * size + first)
+            _add_products(
+                B, pointer(h0), U, U, recurrent, U, units, width, target, apart
+            )  # fmt: skip
+        item = next_item(words, item)
+
+
+@routine
+def _sums_of_panels(words, x, h0, W, weights, starts, s, size, apart):
+    """Compute the sums of more rows, one vector of units after the other.
+
+    Its weights are packed into memory that stays in the cache.
+    """
+    B, F, U = x.shape[0], x.shape[2], h0.shape[1]
+    width, x_row = vector_lanes(x), x.strides[0] // x.itemsize
+    memory = np.empty(((F + U) * 3 + 5) * width, x.dtype)
+    panel = aligned(pointer(memory))
+    bias = at(panel, (F + U) * 3 * width)
+    p = next_item(words, -1)
+    while p * width < U:
+        first = p * width
+        pack_panel(W, weights, p, panel)
+        for gate in range(4):
+            copy(at(bias, gate * width), at(pointer(starts), gate * U + first), width)
+        i = 0
+        while i < B:
+            m = tile_rows(B - i, most_rows(x))
+            _sums(
+                m, 1, at(pointer(x), i * x_row), x_row, 0, F, at(pointer(h0), i * U), U,
+                0, U, panel, 0, bias, at(s, i * apart + first), size, apart, 0,
+            )  # fmt: skip
+            i += m
+        p = next_item(words, p)
+    hold(memory)
+
+
+@routine
+def _forward_sums(words, helper, data):
+    x, h0, W, weights, starts, work = data
+    B, U = h0.shape
+    apart = line(U)
+    size = B * apart
+    if B <= GROUP:
+        _sums_of_units(
+            words, x, h0, W, weights, starts, pointer(work), size, apart
+        )  # fmt: skip
+    else:
+        _sums_of_panels(
+            words, x, h0, W, weights, starts, pointer(work), size, apart
+        )  # fmt: skip
+    hold(x)
+    hold(h0)
+    hold(W)
+    hold(weights)
+    hold(starts)
+    hold(work)
+
+
+@routine
+def _forward_gates(words, helper, data):
+    """Turn the sums into gates and states, some rows after the other."""
+    act, rec, h0, y, last, state, saved, states, work = data
+    B, U = h0.shape
+    apart = line(U)
+    size = B * apart
+    item = next_item(words, -1)
+    while item * _GATE_ROWS < B:
+        first, stop = item * _GATE_ROWS, min(B, (item + 1) * _GATE_ROWS)
+        s = at(pointer(work), first * apart)
+        for b in range(first, stop):
+            h = at(s, H * size + (b - first) * apart)
+            copy(h, at(pointer(h0), b * U), U)
+        step_reset_after(act, rec, s, size, (stop - first) * apart, U)
+        kept = (
+            kept_section(rec, Z, Z_SUM),
+            kept_section(rec, R, R_SUM),
+            kept_section(act, HH, HH_SUM),
+            RECURRENT,
+        )
+        for b in range(first, stop):
+            row = (b - first) * apart
+            h = at(s, H * size + row)
+            if y.size > 0:
+                copy(at(pointer(y), b * (y.strides[0] // y.itemsize)), h, U)
+            copy(at(pointer(last), b * U), h, U)
+            copy(at(pointer(state), b * U), h, U)
+            copy(at(pointer(states), b * U), h, U)
+            for gate in range(4):
+                target = at(pointer(saved), (b * 4 + gate) * U)
+                copy(target, at(s, kept[gate] * size + row), U)
+        item = next_item(words, item)
+    hold(h0)
+    hold(y)
+    hold(last)
+    hold(state)
+    hold(saved)
+    hold(states)
+    hold(work)
+
+
+_share_sums, _share_gates = sharing(_forward_sums), sharing(_forward_gates)
+
+
+def one_step_forward(
+    act, rec, x, h0, W, weights, starts, y, last, state, saved, states, words
+):  # fmt: skip
+    """Run one step; arrays as of the other kernels."""
+    B, U = h0.shape
+    work = np.empty(SECTIONS * B * line(U), x.dtype)
+    if line(U) > U:
+        clear(pointer(work), work.size)
+    _share_sums(None, pointer(words), (x, h0, W, weights, starts, work))
+    _share_gates(
+        None, pointer(words), (act, rec, h0, y, last, state, saved, states, work)
+    )
+    hold(work)
+
+
+def _signature(real, act, rec):
+    def array(n, layout="C"):
+        return types.Array(real, n, layout)
+
+    return (
+        act, rec, array(3, "A"), array(2), array(2), array(2), array(2), array(3, "A"),
+        array(2), array(2), array(4), array(3), WORD_ARRAY,
+    )  # fmt: skip
+
+
+FORWARD = Kernel(one_step_forward, _signature)
