@@ -6,9 +6,10 @@ so in float32 and float64 for all families of shapes and draws a picture. Each e
 lives in a process of its own and runs while the others sleep; rounds go from engine to
 engine, so that a slow minute of the machine meets all of them. A figure is the median
 over the rounds of the medians within a round. `engines` says how each engine is set up;
-one that is not installed or has no float64 is named and left out. The shares of the FMA
-peak and of the bandwidth of the nearest cache that holds the weights are numbagru's;
-`roofline.py` measures both in the same run.
+one that is not installed or has no float64 is named and left out. The last columns are
+numbagru's: its shares of the FMA peak and of the bandwidth of the nearest cache that
+holds the weights, and the least time of `bound.py` over its own. `roofline.py` measures
+what they need in the same run.
 """
 
 import argparse
@@ -23,6 +24,7 @@ if not __package__:  # started as a file: Python put this folder on the path
     sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks import tables
+from benchmarks.bound import least_seconds
 from benchmarks.engines import ENGINES, able
 from benchmarks.remote import ISA, ROOT, environment, machine, note, restrict, start
 from benchmarks.shapes import FAMILIES
@@ -94,6 +96,7 @@ def compare(report, dtype, options, variables):
                     shape,
                     run_shape(chosen, what, shape, options),
                     report["roofline"],
+                    least_seconds(what, shape, dtype, report["roofline"]),
                     report["aside"],
                 )
                 for shape in shapes

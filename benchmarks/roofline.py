@@ -2,15 +2,14 @@
 
 Prints the rate of fused multiply-adds in vector registers for each float type and the
 rate of reading out of each cache and out of memory, for one thread and for all threads
-of the run. Rates are the best of several turns, each thread on data of its own.
+of the run, and what `bound.py` needs beside them. Rates are the best of several turns,
+each thread on data of its own.
 """
 
 import argparse
+import functools
 import json
 import sys
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 if not __package__:  # started as a file: Python put this folder on the path
@@ -22,6 +21,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from benchmarks import tables
+from benchmarks.rates import ones, rate, rates
 from benchmarks.remote import machine, restrict, usable_cpus
 from numbagru.kernels.vector_ir import vector_registers
 from numbagru.scalar import fma_of
@@ -136,35 +136,6 @@ def read(array, groups, count):
     _read(array, groups, count)
 
 
-def rate(run, work, threads, seconds, rounds):
-    """Return the best rate of threads that call ``run(thread, count)`` together.
-
-    One count is `work` units for each thread.
-    """
-    run(0, 1)  # compiles
-    count, took = 1, 0.0
-    while took < seconds / 4:
-        start = time.perf_counter()
-        run(0, count)
-        took = time.perf_counter() - start
-        count *= 2
-    count = max(1, int(count / 2 * seconds / took))
-    barrier = threading.Barrier(threads)
-
-    def turn(thread):
-        barrier.wait()
-        start = time.perf_counter()
-        run(thread, count)
-        return start, time.perf_counter()
-
-    best = 0.0
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(rounds):
-            starts, ends = zip(*pool.map(turn, range(threads)), strict=True)
-            best = max(best, work * count * threads / (max(ends) - min(starts)))
-    return best
-
-
 def fma_rate(dtype, threads, seconds, rounds):
     """Return floating point operations per second."""
     width = vector_registers()[0] // np.dtype(dtype).itemsize
@@ -178,18 +149,11 @@ def fma_rate(dtype, threads, seconds, rounds):
     )
 
 
-def aligned(size):
-    """Return bytes that start with a cache line: no vector crosses two."""
-    array = np.ones(size + 63, np.uint8)
-    start = -array.ctypes.data % 64
-    return array[start : start + size]
-
-
 def read_rate(size, threads, seconds, rounds):
     """Return bytes per second when each thread reads `size` bytes over and over."""
     group = LOADS * vector_registers()[0]
     groups = max(1, size // group)
-    arrays = [aligned(groups * group) for _ in range(threads)]
+    arrays = [ones(groups * group, np.uint8) for _ in range(threads)]
     return rate(
         lambda thread, count: read(arrays[thread], groups, count),
         groups * group,
@@ -234,6 +198,7 @@ def roofline(dtypes, threads, seconds=0.05, rounds=16):
     counts = sorted({1, threads})
     levels = [(name, holds, holds // threads // 2) for name, holds in caches(threads)]
     outermost = levels[-1][1]
+    effort = functools.partial(rate, seconds=seconds, rounds=rounds)
     levels.append(("memory", None, max(MEMORY, 2 * outermost // threads)))
     return {
         "threads": counts,
@@ -242,6 +207,7 @@ def roofline(dtypes, threads, seconds=0.05, rounds=16):
             dtype: [fma_rate(dtype, n, seconds, rounds) / 1e9 for n in counts]
             for dtype in dtypes
         },
+        "bound": {dtype: rates(dtype, counts, effort) for dtype in dtypes},
         "read": [
             {
                 "level": name,

@@ -97,9 +97,10 @@ def markdown(head, rows):
     return "\n".join(lines)
 
 
-def figures(what, dtype, family, shape, times, roof, aside=()):
-    """Return all that one shape's times say, ready for JSON."""
-    peak, read = shares(what, shape, dtype, times.get("numbagru", math.nan), roof)
+def figures(what, dtype, family, shape, times, roof, bound, aside=()):
+    """Return all that one shape's times say, ready for JSON; `bound` is in seconds."""
+    ours = times.get("numbagru", math.nan)
+    peak, read = shares(what, shape, dtype, ours, roof)
     return {
         "what": what,
         "dtype": dtype,
@@ -109,6 +110,7 @@ def figures(what, dtype, family, shape, times, roof, aside=()):
         "ratio": ratio(times, aside),
         "share_of_peak": peak,
         "share_of_bandwidth": read,
+        "share_of_bound": 1e3 * bound / ours,
     }
 
 
@@ -121,6 +123,7 @@ def comparison(rows, engines, aside=()):
         "fastest peer / numbagru",
         "FMA peak",
         "cache bandwidth",
+        "bound",
     ]
     body = [
         [
@@ -129,12 +132,13 @@ def comparison(rows, engines, aside=()):
             cell(row["ratio"]),
             percent(row["share_of_peak"]),
             percent(row["share_of_bandwidth"]),
+            percent(row["share_of_bound"]),
         ]
         for row in rows
     ]
     means = [geometric_mean(r["ms"].get(e, math.nan) for r in rows) for e in engines]
     mean_ratio = geometric_mean(row["ratio"] for row in rows)
-    body.append(["geometric mean", *map(cell, [*means, mean_ratio]), "", ""])
+    body.append(["geometric mean", *map(cell, [*means, mean_ratio]), "", "", ""])
     return markdown(head, body)
 
 
@@ -147,9 +151,11 @@ def verdict(rows):
     below = [row["shape"] for row in known if row["ratio"] < 1]
     least = min(row["ratio"] for row in known)
     mean = geometric_mean(row["ratio"] for row in known)
+    most = geometric_mean(row["ratio"] / row["share_of_bound"] for row in known)
     return (
         f"{title}: geometric mean of {len(known)} ratios {cell(mean)}, least "
-        f"{cell(least)}, below 1 {'at ' + ', '.join(below) if below else 'nowhere'}."
+        f"{cell(least)}, below 1 {'at ' + ', '.join(below) if below else 'nowhere'}. "
+        f"With all of them at the bound the mean would be {cell(most)}."
     )
 
 
@@ -161,6 +167,11 @@ def roof_table(roof):
         [f"FMA {dtype}, vectors of {roof['vector_bits']} bits, GFLOP/s"]
         + [cell(figure) for figure in figures]
         for dtype, figures in roof["fma"].items()
+    ]
+    rows += [
+        [f"{dtype}, {name}, 1e9/s", *map(cell, figures)]
+        for dtype, measured in roof["bound"].items()
+        for name, figures in measured.items()
     ]
     rows += [
         [f"reading {level['level']}, {level['bytes'] >> 10} KiB per thread, GB/s"]

@@ -25,7 +25,9 @@ from benchmarks import (  # noqa: E402
     tables,
     worker,
 )
+from benchmarks.bound import CALL, least_seconds  # noqa: E402
 from benchmarks.engines import ENGINES, able  # noqa: E402
+from benchmarks.rates import CHAIN, GATES, GATES_BACK  # noqa: E402
 from benchmarks.shapes import BY_NAME, FAMILIES, SHAPES, Shape, make_data  # noqa: E402
 
 PROGRAMS = ("gpu", "memory", "peers", "picture", "roofline", "scaling", "startup")
@@ -34,6 +36,10 @@ ROOF = {
     "threads": [1, 2],
     "vector_bits": 256,
     "fma": {"float32": [50.0, 100.0], "float64": [25.0, 50.0]},
+    "bound": {
+        "float32": {CHAIN: [0.1, 0.1], GATES: [0.5, 1.0], GATES_BACK: [1.0, 2.0]},
+        "float64": {CHAIN: [0.1, 0.1], GATES: [0.3, 0.5], GATES_BACK: [0.5, 1.0]},
+    },
     "read": [
         {"level": "L1", "holds": 1000, "bytes": 250, "GB/s": [40.0, 80.0]},
         {"level": "L2", "holds": 100_000, "bytes": 25_000, "GB/s": [20.0, 40.0]},
@@ -111,6 +117,33 @@ def test_shares_of_one_row_and_of_many():
     assert all(map(math.isnan, missing))
 
 
+def test_bound_is_the_longest_of_what_has_to_be_done():
+    def least(what, *shape, dtype="float32"):
+        seconds = least_seconds(what, Shape(*shape), dtype, ROOF)
+        return pytest.approx(seconds - CALL[what], rel=1e-12)
+
+    # Many rows multiply, on whole vectors: 20 units as 24.
+    gates = 1000 * 2 * 24
+    products = 6 * gates * (4 + 20)
+    assert least("inference", 1000, 2, 4, 20) == products / 100e9 + gates / 1e9
+    trained = 3 * products / 100e9 + gates / 1e9 + gates / 2e9
+    assert least("training", 1000, 2, 4, 20) == trained
+    # In float64 a vector has four: nothing to fill up.
+    gates = 1000 * 2 * 20
+    doubles = 6 * gates * (4 + 20) / 50e9 + gates / 0.5e9
+    assert least("inference", 1000, 2, 4, 20, dtype="float64") == doubles
+    # One row of few units waits for the sums of its states, of more for the weights.
+    assert least("inference", 1, 100, 4, 8) == 100 * 8 / 0.1e9
+    assert least("training", 1, 100, 4, 8) == 2 * 100 * 8 / 0.1e9
+    assert least("inference", 1, 100, 4, 256) == 100 * 3 * 4 * 256 * 256 / 10e9
+
+
+def test_bound_moves_inputs_and_outputs_from_where_they_fit():
+    slow = ROOF | {"read": [{**level, "GB/s": [0.1]} for level in ROOF["read"]]}
+    seconds = least_seconds("training", Shape(10, 100, 8, 8), "float32", slow)
+    assert seconds - CALL["training"] == pytest.approx(2 * 4 * 10 * 100 * 16 / 0.1e9)
+
+
 def test_ratio_is_to_the_fastest_peer():
     times = {"numbagru": 2.0, "PyTorch": 8.0, "ONNX Runtime": 3.0}
     assert tables.ratio(times) == 1.5
@@ -148,7 +181,7 @@ def rows_of(family, aside=()):
         {"numbagru": 2.0, "ONNX Runtime": 1.0},
     ]
     return [
-        tables.figures("inference", "float32", family, shape, ms, ROOF, aside)
+        tables.figures("inference", "float32", family, shape, ms, ROOF, 5e-4, aside)
         for shape, ms in zip(SHAPES, times, strict=False)
     ]
 
@@ -161,7 +194,7 @@ def test_comparison_shows_missing_figures():
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in table.splitlines()
     )
-    assert {len(head), len(rule), len(first), len(second), len(means)} == {7}
+    assert {len(head), len(rule), len(first), len(second), len(means)} == {8}
     assert head[1:5] == ["numbagru", "ONNX Runtime", "PyTorch", head[4]]
     assert first[:5] == [str(SHAPES[0]), "1.00", "0.500", "4.00", "0.500"]
     assert second[:5] == [str(SHAPES[1]), "2.00", "1.00", "-", "0.500"]
@@ -172,6 +205,7 @@ def test_verdict_names_the_shapes_behind():
     assert f"below 1 at {SHAPES[0]}, {SHAPES[1]}." in tables.verdict(rows_of("a"))
     aside = tables.verdict(rows_of("a", ["ONNX Runtime"]))
     assert "of 1 ratios 4.00, least 4.00, below 1 nowhere." in aside
+    assert "at the bound the mean would be 8.00." in aside
 
 
 def test_engines_by_float_type():

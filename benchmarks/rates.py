@@ -1,0 +1,141 @@
+"""How often per second threads do a thing: what `roofline.py` and `bound.py` need."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numba import njit, types
+
+from numbagru._jit import Kernel
+from numbagru.config import GRUConfig
+from numbagru.gates import (
+    D_SECTIONS,
+    SECTIONS,
+    d_step_reset_after,
+    step_reset_after,
+)
+from numbagru.kernels.call import REAL, activations
+from numbagru.kernels.simd import at, hold, pointer
+from numbagru.scalar import fma
+
+# What `rates` measures.
+CHAIN = "multiply-adds one after the other, of each thread"
+GATES, GATES_BACK = "units whose gates are computed", "and gone back through"
+# Numbers of a section of the gates' scratch. Two in turns, or the compiler would leave
+# out what the next turn overwrites; both stay in the nearest cache.
+_SECTION = 128
+
+
+def rate(run, work, threads, seconds, rounds):
+    """Return the best rate of threads that call ``run(thread, count)`` together.
+
+    One count is `work` units for each thread.
+    """
+    run(0, 1)  # compiles
+    count, took = 1, 0.0
+    while took < seconds / 4:
+        start = time.perf_counter()
+        run(0, count)
+        took = time.perf_counter() - start
+        count *= 2
+    count = max(1, int(count / 2 * seconds / took))
+    barrier = threading.Barrier(threads)
+
+    def turn(thread):
+        barrier.wait()
+        start = time.perf_counter()
+        run(thread, count)
+        return start, time.perf_counter()
+
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(rounds):
+            starts, ends = zip(*pool.map(turn, range(threads)), strict=True)
+            best = max(best, work * count * threads / (max(ends) - min(starts)))
+    return best
+
+
+def ones(count, dtype):
+    """Return an array that starts with a cache line: no vector crosses two."""
+    line = 64 // np.dtype(dtype).itemsize
+    array = np.ones(count + line, dtype)
+    start = -array.ctypes.data % 64 // array.itemsize
+    return array[start : start + count]
+
+
+@njit(nogil=True)
+def _chain(values, count):
+    total, factor = values[0], values[1]
+    for _ in range(count):
+        total = fma(total, factor, factor)
+    values[0] = total
+
+
+def _gates(act, rec, scratch, count):
+    for turn in range(count):
+        s = at(pointer(scratch), turn % 2 * (scratch.size // 2))
+        step_reset_after(act, rec, s, _SECTION, _SECTION, 0)
+    hold(scratch)
+
+
+def _d_gates(act, rec, d_act, d_rec, scratch, count):
+    for turn in range(count):
+        s = at(pointer(scratch), turn % 2 * (scratch.size // 2))
+        d_step_reset_after(act, rec, d_act, d_rec, s, _SECTION, _SECTION, 0)
+    hold(scratch)
+
+
+def _signature(real, *kinds):
+    return *kinds, types.Array(real, 1, "C"), types.intp
+
+
+_GATES, _D_GATES = Kernel(_gates, _signature), Kernel(_d_gates, _signature)
+
+
+def chain_rate(dtype, threads, rate):
+    """Return multiply-adds per second of each thread, one after the other.
+
+    `rate` is `roofline.rate` with all but its first three arguments.
+    """
+    values = [np.full(2, 0.5, dtype) for _ in range(threads)]
+    run = lambda thread, count: _chain(values[thread], count)  # noqa: E731
+    return rate(run, 1, threads) / threads
+
+
+def gate_rate(dtype, backward, threads, rate):
+    """Return units per second whose gates all threads compute, or go back through."""
+    config = GRUConfig(units=1, dtype=dtype)
+    values, kinds = activations(config, slopes=backward)
+    kernel, sections = (_D_GATES, D_SECTIONS) if backward else (_GATES, SECTIONS)
+    entry = kernel.entry(REAL[np.dtype(dtype)], *kinds)
+    # Gates of one keep the gradients from fading away.
+    scratch = [ones(2 * sections * _SECTION, dtype) for _ in range(threads)]
+
+    def run(thread, count):
+        entry(*values, scratch[thread], count)
+
+    return rate(run, _SECTION, threads)
+
+
+def rates(dtype, counts, rate):
+    """Measure what the bound needs beside the roof, in 1e9 per second.
+
+    Parameters
+    ----------
+    dtype : str
+    counts : list of int
+        Of threads, as `roofline.roofline` has them.
+    rate : callable
+        ``rate(run, work, threads)``, as `roofline.rate`.
+
+    Returns
+    -------
+    dict
+        Lists with a figure for each count, under `NAMES`.
+    """
+    return {
+        CHAIN: [chain_rate(dtype, n, rate) / 1e9 for n in counts],
+        GATES: [gate_rate(dtype, False, n, rate) / 1e9 for n in counts],
+        GATES_BACK: [gate_rate(dtype, True, n, rate) / 1e9 for n in counts],
+    }
