@@ -13,6 +13,7 @@ from numbagru.kernels.simd import (
     at,
     clear,
     copy,
+    half_lanes,
     most_rows,
     vector_lanes,
 )
@@ -21,6 +22,7 @@ from numbagru.kernels.team import (
 )
 from numbagru.kernels.tiles import (
     add_sums,
+    add_sums_of_half,
     continue_sums,
     continue_sums_of_gates,
     tile_rows,
@@ -49,6 +51,18 @@ def _add_rows(n, first, stop, a, a_row, b, b_column, K, c, c_row, width, most):
                 b_column, K, at(c, i * c_row + v * width), c_row, width,
             )  # fmt: skip
             v += wide
+        i += m
+
+
+@routine
+def _add_rows_of_half(n, a, a_row, b, K, c, c_row, width, most):
+    """Do the same for half a vector, the first of b and of c."""
+    i = 0
+    while i < n:
+        m = tile_rows(n - i, most)
+        add_sums_of_half(
+            m, at(a, i * a_row), a_row, 1, b, width, K, at(c, i * c_row), c_row
+        )  # fmt: skip
         i += m
 
 
@@ -116,10 +130,21 @@ def input_gradient(a, w, own, e, b, n, t, steps):
     rows = steps * n
     for i in range(rows):
         clear(at(w.d_x, i * FV + start), (stop - first) * width)
+    # Few features, the last ones: training with 4 and 16 units, 8192 rows, 50 steps
+    # took 38.7 ms, and takes 35.2 (with the rows in `_add_group` that are no more 8).
+    whole = FV // width
+    if 0 < F - (whole - 1) * width <= half_lanes(a.x):
+        whole -= 1
+    vector = 3 * U * width
     _add_rows(
-        rows, first, stop, e, w.e_row, a.kernel, 3 * U * width, 3 * U, w.d_x, FV, width,
-        most,
+        rows, first, min(stop, whole), e, w.e_row, a.kernel, vector, 3 * U, w.d_x, FV,
+        width, most,
     )  # fmt: skip
+    if first <= whole < stop:
+        _add_rows_of_half(
+            rows, e, w.e_row, at(a.kernel, whole * vector), 3 * U,
+            at(w.d_x, whole * width), FV, width, most,
+        )  # fmt: skip
     for i in range(rows):
         step = t + steps - 1 - i // n
         target = at(a.d_x, row_of(a, b + i % n) * a.d_x_row + step * a.d_x_step)
@@ -164,18 +189,18 @@ def _add_group(
     width, most = vector_lanes(a.x), most_rows(a.x)
     factors = at(w.a, (group * capacity + start) * GROUP)
     sums = at(w.d, ((p * capacity + start) * 4 + gate) * width)
-    count, back = GROUP, 0
+    k, back = place * GROUP - rounded_up(a.F, GROUP), 0
+    of_states = k >= 0
+    if not of_states:
+        k = place * GROUP
+    count = min(GROUP, (a.U if of_states else a.F) - k)
     if w.direct:
         row, step = 3 * a.U, a.U
-        k = place * GROUP - rounded_up(a.F, GROUP)
-        if k < 0:
-            k = place * GROUP
-            count = min(GROUP, a.F - k)
+        if of_states:
+            target = at(w.d_R, k * row + column * step + p * width)
+        else:
             target = at(w.d_W, k * row + (column + 2) % 3 * step + p * width)
             back = row
-        else:
-            count = min(GROUP, a.U - k)  # vectors of four may end within eight
-            target = at(w.d_R, k * row + column * step + p * width)
     else:
         row, step = 3 * width, width
         spot = p * panel_size(w.groups, width) + place * GROUP * row + column * step

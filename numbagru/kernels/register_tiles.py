@@ -121,14 +121,14 @@ def step_tile(rows: int, panels: int, candidate: bool, per_gate: bool) -> Any:
 
 
 @functools.cache
-def product_tile(rows: int, columns: int, apart: bool) -> Any:
+def product_tile(rows: int, columns: int, apart: bool, halves: bool = False) -> Any:
     """Make the tile of a product: ``c += a b`` for rows x vectors.
 
     ``tile(a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward)``:
     ``c[m c_row + n c_column] += sum_k a[m a_row + k a_k] b[k b_k + n b_column]``, a
     vector of lanes for each of the `columns` n; those after the first stand c_back
     further back. The sum goes on from c if `onward`, else from zero, or is summed up
-    `apart` from zero and then added.
+    `apart` from zero and then added. With `halves`, vectors are half of a register.
     """
 
     @intrinsic
@@ -139,11 +139,12 @@ def product_tile(rows: int, columns: int, apart: bool) -> Any:
         real = a.dtype
         n = types.intp
         signature = types.void(a, n, n, a, n, n, n, a, n, n, n, types.boolean)
+        width = lanes(real) // (2 if halves else 1)
 
         def emit_body(builder, args):
             a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column = args[:10]
             c_back, onward = args[10:]
-            emit = Emitter(builder, real)
+            emit = Emitter(builder, real, width)
 
             def spots(base, row):
                 start = emit.move(base, emit.times(c_row, row))
@@ -176,7 +177,7 @@ def product_tile(rows: int, columns: int, apart: bool) -> Any:
 
         # A backward kernel calls each tile from several places: one function for all.
         def codegen(context, builder, signature, args):
-            name = f"numbagru.product.{rows}x{columns}.{apart}.{real}x{lanes(real)}"
+            name = f"numbagru.product.{rows}x{columns}.{apart}.{real}x{width}"
             kinds = [arg.type for arg in args]
             builder.call(outlined(builder.module, name, kinds, emit_body), args)
             return context.get_dummy_value()

@@ -89,10 +89,12 @@ def step_sums(candidate: bool, per_gate: bool) -> Any:
     return sums
 
 
-def _product(columns, apart):
-    t8, t4, t2, t1 = (product_tile(rows, columns, apart) for rows in (8, 4, 2, 1))
+def _product(columns, apart, halves=False):
+    t8, t4, t2, t1 = (
+        product_tile(rows, columns, apart, halves) for rows in (8, 4, 2, 1)
+    )
 
-    @variant_routine(columns, apart)
+    @variant_routine(columns, apart, halves)
     def product(
         m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward
     ):  # fmt: skip
@@ -170,3 +172,12 @@ def add_sums(m, columns, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column)
         _apart2(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, 0, True)
     else:
         _apart1(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, 0, True)
+
+
+_apart_half = _product(1, True, True)
+
+
+@routine
+def add_sums_of_half(m, a, a_row, a_k, b, b_k, K, c, c_row):
+    """Do the same for half a vector."""
+    _apart_half(m, a, a_row, a_k, b, b_k, 0, K, c, c_row, 0, 0, True)
