@@ -15,7 +15,7 @@ from numbagru import dispatch
 from numbagru.kernels.call import Call, Cotangents, Outputs, Results
 from numbagru.kernels.threads import get_num_threads, set_num_threads
 from numbagru.kernels.weight_gradients import rows_per_part
-from numbagru.operands import nothing, on_device
+from numbagru.operands import HOST, nothing, on_device
 from numbagru.weights import Weights, threads_of
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "gru_vjp",
     "on_device",
     "on_host",
+    "place_of",
     "plus",
     "set_num_threads",
 ]
@@ -39,11 +40,16 @@ def on_host(array: Any) -> np.ndarray:
     return dispatch.place_of(array).fetched(array)
 
 
+def place_of(array: Any) -> Any:
+    """Return the `operands.Operands` of where an array is."""
+    return dispatch.place_of(array) if on_device(array) else HOST
+
+
 def plus(array: Any, term: np.ndarray) -> Any:
     """Add an array of the host to one of the host, or to one on a device in place."""
     if not on_device(array):
         return array + term
-    dispatch.place_of(array).add(array, term)
+    place_of(array).add(array, term)
     return array
 
 

@@ -193,6 +193,27 @@ class Operands:
         """Multiply x in place."""
         x *= factor
 
+    def view(self, value: Any, name: str) -> np.ndarray:
+        """See the numbers of an array of the caller's."""
+        return np.asarray(value)
+
+    def combine(
+        self, op: str, first: np.ndarray, second: np.ndarray | None = None
+    ) -> Any:
+        """Copy or halve an array, add or multiply two, or take their mean.
+
+        A copy on the host is the array itself.
+        """
+        if second is None:
+            return first / 2 if op == "half" else first
+        if op == "multiply":
+            return first * second
+        return (first + second) / 2 if op == "mean" else first + second
+
+    def concatenate(self, first: np.ndarray, second: np.ndarray) -> Any:
+        """Put two arrays side by side, along the last axis."""
+        return np.concatenate([first, second], axis=-1)
+
     def given(self, array: np.ndarray) -> Any:
         """Return what the caller gets for an array of `empty`, or a view of it."""
         return array

@@ -106,7 +106,7 @@ class Device(Operands):
         """Take real numbers, which must have the layer's dtype if on the device."""
         if not on_device(value):
             return self.sent(HOST.array(value, name, dtype))
-        array = self._view(value, name)
+        array = self.view(value, name)
         if array.dtype != dtype:
             raise TypeError(
                 f"`{name}` must have the layer's dtype, {dtype.name}: arrays on a "
@@ -118,7 +118,7 @@ class Device(Operands):
     def raw(self, value: Any, name: str) -> np.ndarray:
         """Take an array of booleans; on the host, of any numbers."""
         if on_device(value):
-            array = self._view(value, name)
+            array = self.view(value, name)
             if array.dtype.itemsize != 1:
                 raise TypeError(
                     f"`{name}` must hold booleans: arrays on a device are not "
@@ -151,7 +151,7 @@ class Device(Operands):
         with self._driver.on(self.number):
             make = self._library.empty or self._driver.array
             result = make(shape, dtype)
-        array = self._view(result, "result")
+        array = self.view(result, "result")
         self._results[array.ctypes.data] = result
         return array
 
@@ -166,25 +166,43 @@ class Device(Operands):
     def scaled(self, x: np.ndarray, factor: np.ndarray) -> np.ndarray:
         """Multiply x, and leave it as it is."""
         product = self.work(x.shape, x.dtype)
-        self._scale(x, factor, product)
+        self._write("multiply", product, x, np.broadcast_to(factor, x.shape))
         return product
 
     def scale(self, x: np.ndarray, factor: np.ndarray) -> None:
         """Multiply x in place."""
-        self._scale(x, factor, x)
-
-    def _scale(self, x: np.ndarray, factor: np.ndarray, product: np.ndarray) -> None:
-        from numbagru.kernels.cuda import elementwise
-
-        self.run(elementwise.scale(x, np.broadcast_to(factor, x.shape), product))
+        self._write("multiply", x, x, np.broadcast_to(factor, x.shape))
 
     def add(self, array: Any, term: np.ndarray) -> None:
         """Add an array of the host to one of the caller's."""
+        view = self.view(array, "array")
+        same = self.sent(np.broadcast_to(np.asarray(term, view.dtype), view.shape))
+        self._write("add", *(a.reshape(1, 1, -1) for a in (view, view, same)))
+
+    def combine(
+        self, op: str, first: np.ndarray, second: np.ndarray | None = None
+    ) -> Any:
+        """Make one of `elementwise.OPS` of views of two or three axes."""
+        result = self.empty(first.shape, first.dtype)
+        self._write(op, result, first, first if second is None else second)
+        return self.given(result)
+
+    def concatenate(self, first: np.ndarray, second: np.ndarray) -> Any:
+        """Put two views of two or three axes side by side, along the last one."""
+        size = first.shape[-1]
+        result = self.empty((*first.shape[:-1], size + second.shape[-1]), first.dtype)
+        self._write("copy", result[..., :size], first, first)
+        self._write("copy", result[..., size:], second, second)
+        return self.given(result)
+
+    def _write(
+        self, op: str, target: np.ndarray, first: np.ndarray, second: np.ndarray
+    ) -> None:
         from numbagru.kernels.cuda import elementwise
 
-        view = self._view(array, "array")
-        same = np.broadcast_to(np.asarray(term, view.dtype), view.shape)
-        self.run(elementwise.add(view, self.sent(same)))
+        if target.ndim == 2:
+            target, first, second = (a[:, None] for a in (target, first, second))
+        self.run(elementwise.combine(op, target, first, second))
 
     def given(self, array: np.ndarray) -> Any:
         """Return the caller's own array for one of `empty`, or a view of it."""
@@ -228,7 +246,8 @@ class Device(Operands):
             )
         return _seen(loan, array.shape, array.dtype)
 
-    def _view(self, value: Any, name: str) -> np.ndarray:
+    def view(self, value: Any, name: str) -> np.ndarray:
+        """See an array of the caller's, which must be here and without gaps."""
         interface = value.__cuda_array_interface__
         shape, dtype = interface["shape"], np.dtype(interface["typestr"])
         address, strides = interface["data"][0], interface.get("strides")

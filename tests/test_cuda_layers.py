@@ -21,6 +21,7 @@ from numbagru import (
     operands_cuda,
 )
 from numbagru.kernels.cuda import limits
+from numbagru.layers.bidirectional import MERGE_MODES
 from numbagru.regularizers import Regularizer
 
 B, T, F, U = 4, 3, 2, 5
@@ -292,10 +293,78 @@ def test_too_little_memory_changes_nothing(device):
     same(before, layer.states[0].value)
 
 
+def both_ways(**arguments):
+    """Make a layer of two, one of them of two cells, or two GRUs."""
+    inner = arguments.pop("inner", {})
+    layer = (
+        RNN([GRUCell(3), GRUCell(U)], **inner)
+        if arguments.pop("stacked", False)
+        else GRU(U, **inner)
+    )
+    layer = Bidirectional(layer, **arguments)
+    rng = np.random.default_rng(0)
+    layer.build((T, B, F) if layer.time_major else (B, T, F))
+    layer.set_weights([rng.normal(size=w.shape) for w in layer.get_weights()])
+    return layer
+
+
+ALL = {"return_sequences": True}
+BIDIRECTIONAL = {
+    **{f"{mode}": ({"merge_mode": mode, "inner": ALL}, {}) for mode in MERGE_MODES},
+    **{f"last {mode}": ({"merge_mode": mode}, {}) for mode in MERGE_MODES},
+    "masked": ({"inner": ALL}, {"mask": GAPS}),
+    "states": ({"inner": {**ALL, "return_state": True}, "merge_mode": "mul"}, {}),
+    "steps first": ({"inner": {**ALL, "time_major": True}, "merge_mode": "ave"}, {}),
+    "float64": ({"inner": {**ALL, "dtype": "float64"}, "dtype": "float64"}, {}),
+    "stacked": ({"inner": ALL, "stacked": True}, {}),
+}
+
+
+@pytest.mark.parametrize("name", BIDIRECTIONAL)
+def test_bidirectional(name, device):
+    arguments, call = BIDIRECTIONAL[name]
+    layer = both_ways(**arguments)
+    x = data(dtype=layer.dtype)
+    x = x.transpose(1, 0, 2) if layer.time_major else x
+    there = {key: device.put(value) for key, value in call.items()}
+    x_there = device.put(x)
+    expected, expected_pullback = layer.vjp(x, **call)
+    found, pullback = layer.vjp(x_there, **there)
+    called = layer(x_there, **there)
+    for right, *results in zip(*map(listed, (expected, found, called)), strict=True):
+        for result in results:
+            assert isinstance(result, DeviceArray)
+            same(np.ascontiguousarray(right), result.numbers)
+    rng = np.random.default_rng(1)
+    d = [rng.normal(size=y.shape).astype(layer.dtype) for y in listed(expected)]
+    if isinstance(expected, np.ndarray):
+        right, *results = expected_pullback(d[0]), pullback(d[0])
+        results.append(pullback(device.put(d[0])))
+    else:
+        right, *results = expected_pullback(d), pullback(d)
+        results.append(pullback([device.put(one) for one in d]))
+        # None stands for zeros, and the others still count.
+        right_last = expected_pullback([None, *d[1:]])
+        last = pullback([None, *d[1:]])
+        same(right_last.inputs, last.inputs.numbers)
+    for result in results:
+        same(right.inputs, result.inputs.numbers)
+        for a, b in zip(right.initial_state, result.initial_state, strict=True):
+            same(a, b.numbers)
+        for a, b in zip(right.weights, result.weights, strict=True):
+            same(np.asarray(a), b.numbers)
+
+
+def test_bidirectional_converts_nothing_on_a_device(device):
+    layer = both_ways(dtype="float64", inner={"dtype": "float32"})
+    assert layer(data()).dtype == np.float64
+    with pytest.raises(TypeError, match="`outputs` must have the layer's dtype, float"):
+        layer(device.put(data()))
+
+
 @pytest.mark.parametrize(
     ("call", "name"),
     [
-        (lambda x: Bidirectional(GRU(3))(x), "sequences"),
         (lambda x: GRUCell(3)(x, x), "inputs"),
         (lambda x: Dense(3)(x), "inputs"),
         (lambda x: layer_of().stream(B).push(x), "x_t"),

@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from numbagru import functional
 from numbagru.layers import saving
 from numbagru.layers.base import Grads, Layer
 from numbagru.layers.checks import real_array
 from numbagru.layers.lengths import TakesLengths
 from numbagru.layers.rnn import RNN
 from numbagru.layers.structure import flatten, flatten_cotangent, pack_like
-from numbagru.registry import refuse_device
 
 MERGE_MODES = ("sum", "mul", "ave", "concat", None)
+_OPS = {"sum": "add", "mul": "multiply", "ave": "mean"}
 
 
 @saving.register()
@@ -233,7 +234,6 @@ class Bidirectional(TakesLengths, Layer):
 
     def _begin(self, sequences: Any, initial_state: Any, mask: Any) -> tuple:
         """Check for both layers before one of them draws or records anything."""
-        refuse_device(sequences, "sequences")
         x = real_array("sequences", sequences, self.dtype)
         states = _halves(initial_state, "initial_state")
         for child, state in zip(self._children, states, strict=True):
@@ -271,8 +271,10 @@ class Bidirectional(TakesLengths, Layer):
                 own = d_states[i * n_states : (i + 1) * n_states]
                 parts.append(pull(pack_like(y, [d_ys[i], *own]), include_losses))
             forward, backward = parts
+            place = functional.place_of(forward.inputs)
+            views = (place.view(part.inputs, "inputs") for part in parts)
             return Grads(
-                forward.inputs + backward.inputs,
+                place.combine("add", *views),
                 [*_listed(forward.initial_state), *_listed(backward.initial_state)],
                 forward.weights + backward.weights,
             )
@@ -284,35 +286,43 @@ class Bidirectional(TakesLengths, Layer):
         if self.return_state:
             (out, *states), (out_rev, *states_rev) = out, out_rev
             states += states_rev
-        y = out.astype(self.dtype, copy=False)
-        y_rev = self._flipped(out_rev.astype(self.dtype, copy=False))
+        place = functional.place_of(out)
+        y, y_rev = (
+            place.array(one, "outputs", np.dtype(self.dtype)) for one in (out, out_rev)
+        )
+        y_rev = self._flipped(y_rev)
         returns = self.forward_layer.config.profile.returns
         if self.merge_mode is None:
-            return returns((y, y_rev, *states))
-        merged = self._merged(y, y_rev)
+            both = (place.combine("copy", one) for one in (y, y_rev))
+            return returns((*both, *states))
+        if self.merge_mode == "concat":
+            merged = place.concatenate(y, y_rev)
+        else:
+            merged = place.combine(_OPS[self.merge_mode], y, y_rev)
         return returns((merged, *states)) if self.return_state else merged
 
-    def _merged(self, y: np.ndarray, y_rev: np.ndarray) -> np.ndarray:
-        if self.merge_mode == "concat":
-            return np.concatenate([y, y_rev], axis=-1)
-        if self.merge_mode == "mul":
-            return y * y_rev
-        total = y + y_rev
-        return total / 2 if self.merge_mode == "ave" else total
-
-    def _split(self, given: list, y: np.ndarray, y_rev: np.ndarray) -> list:
+    def _split(self, given: list, y: Any, y_rev: Any) -> list:
         """Return the gradients of both layers' outputs from those of the joined one."""
-        if self.merge_mode is None:
-            d_y, d_rev = given
-        elif given[0] is None:
-            return [None, None]
-        elif self.merge_mode == "concat":
-            d_y, d_rev = np.split(given[0], [y.shape[-1]], axis=-1)
+        place = functional.place_of(y)
+        dtype = np.dtype(self.dtype)
+        d, d_rev = (
+            None if one is None else place.array(one, "cotangent", dtype)
+            for one in (given[0], given[-1])
+        )
+        op, factor, factor_rev = "copy", None, None
+        if self.merge_mode == "concat" and d is not None:
+            units = y.shape[-1]
+            d, d_rev = d[..., :units], d[..., units:]
         elif self.merge_mode == "mul":
-            d_y, d_rev = given[0] * self._flipped(y_rev), given[0] * y
-        else:
-            d_y = d_rev = given[0] / 2 if self.merge_mode == "ave" else given[0]
-        return [d_y, None if d_rev is None else self._flipped(d_rev)]
+            op, factor = "multiply", self._flipped(place.view(y_rev, "outputs"))
+            factor_rev = self._flipped(place.view(y, "outputs"))
+        elif self.merge_mode == "ave":
+            op = "half"
+        if d is not None:
+            d = place.combine(op, d, factor)
+        if d_rev is not None:
+            d_rev = place.combine(op, self._flipped(d_rev), factor_rev)
+        return [d, d_rev]
 
     def _flipped(self, y: np.ndarray) -> np.ndarray:
         """Reverse time in the outputs of all steps; its own inverse."""

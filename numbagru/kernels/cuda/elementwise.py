@@ -1,4 +1,4 @@
-"""What NumPy does on the host around a pass: zeros, sums, dropout, sorted rows."""
+"""What NumPy does on the host around a pass: zeros, sums, products, sorted rows."""
 
 from __future__ import annotations
 
@@ -41,58 +41,55 @@ def make_fill(real):
     return fill
 
 
-def add(array: Any, term: Any) -> list[Launch]:
-    """Add an array to one of as many numbers, both without gaps."""
-    if array.size == 0:
+def combine(op: str, target: Any, first: Any, second: Any) -> list[Launch]:
+    """Write one of `OPS` of two arrays (B, T, F) whose last axis has no gaps.
+
+    The target may be one of them. What takes the first alone never reads the second.
+    """
+    B, T, F = target.shape
+    if target.size == 0:
         return []
-    real = REAL[array.dtype]
-    numbers = types.CPointer(real)
-    signature = numbers, numbers, types.int32
-    arguments = array, term, array.size
-    return [Launch(make_add(real), signature, _blocks(array.size), THREADS, arguments)]
-
-
-@functools.cache
-def make_add(real):
-    """Make the kernel of `add`."""
-
-    def add(array, term, count):
-        i = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
-        if i < count:
-            array[i] = array[i] + term[i]
-
-    return add
-
-
-def scale(x: Any, factor: Any, product: Any) -> list[Launch]:
-    """Multiply two arrays (B, T, F) whose last axis has no gaps."""
-    B, T, F = x.shape
-    if x.size == 0:
-        return []
-    real = REAL[x.dtype]
+    real = REAL[target.dtype]
     numbers, size = types.CPointer(real), types.int32
     signature = (numbers, size, size) * 3 + (size, size, size)
-    arrays = (*((a, *strides(a)) for a in (x, factor, product)),)
+    arrays = (*((a, *strides(a)) for a in (target, first, second)),)
     arguments = (*(value for array in arrays for value in array), B, T, F)
-    return [Launch(make_scale(real), signature, _blocks(x.size), THREADS, arguments)]
+    kernel = make_combine(real, *OPS[op])
+    return [Launch(kernel, signature, _blocks(target.size), THREADS, arguments)]
+
+
+# Whether the second is added or multiplied, and half of that taken.
+OPS = {
+    "copy": (False, False, False),
+    "half": (False, False, True),
+    "add": (True, False, False),
+    "mean": (True, False, True),
+    "multiply": (False, True, False),
+}
 
 
 @functools.cache
-def make_scale(real):
-    """Make the kernel of `scale`."""
+def make_combine(real, adds, multiplies, halves):
+    """Make the kernel of `combine`."""
+    half = real(0.5)
 
-    def scale(
-        x, x_row, x_step, factor, factor_row, factor_step, product, row_stride,
-        step_stride, B, T, F,
+    def combine(
+        target, target_row, target_step, first, first_row, first_step, second,
+        second_row, second_step, B, T, F,
     ):  # fmt: skip
         i = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
         if i < B * T * F:
             row, t, f = i // (T * F), i // F % T, i % F
-            multiplier = factor[row * factor_row + t * factor_step + f]
-            value = x[row * x_row + t * x_step + f] * multiplier
-            product[row * row_stride + t * step_stride + f] = value
+            value = first[row * first_row + t * first_step + f]
+            if adds:
+                value = value + second[row * second_row + t * second_step + f]
+            if multiplies:
+                value = value * second[row * second_row + t * second_step + f]
+            if halves:
+                value = value * half
+            target[row * target_row + t * target_step + f] = value
 
-    return scale
+    return combine
 
 
 def rows_by_end(mask: Any, ends: Any, order: Any) -> list[Launch]:
