@@ -68,7 +68,7 @@ class Weights:
         """Where the sums start (4, U): z, r, candidate's input and recurrent part."""
         W = self.kernel
         U = self.recurrent_kernel.shape[0]
-        return panels.sum_bias(REAL[W.dtype], self._flat_bias, U)
+        return panels.sum_bias(REAL[W.dtype], self.flat_bias, U)
 
     def on(self, place: Any) -> OnDevice:
         """Give what kernels for CUDA take, copied there at the first request.
@@ -83,7 +83,8 @@ class Weights:
         return found
 
     @property
-    def _flat_bias(self) -> np.ndarray:
+    def flat_bias(self) -> np.ndarray:
+        """The bias (3 U,) or (6 U,); (0,) without one."""
         if self.bias is None:
             return operands.nothing(1, self.kernel.dtype)
         return self.bias.reshape(-1)
@@ -98,7 +99,7 @@ class Weights:
         if found is None and not training:
             found = self._packed
         if found is None:
-            W, R, bias = self.kernel, self.recurrent_kernel, self._flat_bias
+            W, R, bias = self.kernel, self.recurrent_kernel, self.flat_bias
             found = panels.pack(W, R, bias, training, threads)
             if training:
                 self._packed, self._packed_both = None, found

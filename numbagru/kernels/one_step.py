@@ -51,7 +51,7 @@ def forward(call: Call, out: Outputs, most: int) -> None:
     weights = call.weights
     arguments = (
         *values, call.x, call.h0, weights.kernel, weights.recurrent_kernel,
-        weights.sum_bias, *out,
+        weights.flat_bias, *out,
     )  # fmt: skip
     entry = FORWARD.entry(REAL[call.x.dtype], *kinds)
     run(entry, arguments, _threads(call, most))

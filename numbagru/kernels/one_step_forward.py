@@ -21,7 +21,7 @@ from numbagru.gates import (
     step_reset_after,
 )
 from numbagru.kernels.backward_arrays import GROUP
-from numbagru.kernels.panels import pack_panel
+from numbagru.kernels.panels import ALIGNING, pack_panel, start_sums
 from numbagru.kernels.simd import (
     aligned,
     at,
@@ -71,7 +71,7 @@ _sums = step_sums(candidate=True, per_gate=False)
 
 
 @routine
-def _sums_of_units(words, x, h0, W, weights, starts, s, size, apart):
+def _sums_of_units(words, x, h0, W, weights, biases, s, size, apart):
     """Compute the sums of up to eight rows, some units after the other."""
     B, F, U = x.shape[0], x.shape[2], h0.shape[1]
     width, x_row = vector_lanes(x), x.strides[0] // x.itemsize
@@ -83,8 +83,8 @@ def _sums_of_units(words, x, h0, W, weights, starts, s, size, apart):
         units = min(each, U - first)
         for i in range(B):
             for gate in range(4):
-                start = at(pointer(starts), gate * U + first)
-                copy(at(s, gate * size + i * apart + first), start, units)
+                target = at(s, gate * size + i * apart + first)
+                start_sums(biases, U, gate, first, units, target)
         for gate in range(3):
             column = gate * U + first
             kernel, recurrent = at(pointer(W), column), at(pointer(weights), column)
@@ -101,14 +101,14 @@ def _sums_of_units(words, x, h0, W, weights, starts, s, size, apart):
 
 
 @routine
-def _sums_of_panels(words, x, h0, W, weights, starts, s, size, apart):
+def _sums_of_panels(words, x, h0, W, weights, biases, s, size, apart):
     """Compute the sums of more rows, one vector of units after the other.
 
     Its weights are packed into memory that stays in the cache.
     """
     B, F, U = x.shape[0], x.shape[2], h0.shape[1]
     width, x_row = vector_lanes(x), x.strides[0] // x.itemsize
-    memory = np.empty(((F + U) * 3 + 5) * width, x.dtype)
+    memory = np.empty(((F + U) * 3 + 4) * width + ALIGNING, x.dtype)
     panel = aligned(pointer(memory))
     bias = at(panel, (F + U) * 3 * width)
     p = next_item(words, -1)
@@ -116,7 +116,7 @@ def _sums_of_panels(words, x, h0, W, weights, starts, s, size, apart):
         first = p * width
         pack_panel(W, weights, p, panel)
         for gate in range(4):
-            copy(at(bias, gate * width), at(pointer(starts), gate * U + first), width)
+            start_sums(biases, U, gate, first, width, at(bias, gate * width))
         i = 0
         while i < B:
             m = tile_rows(B - i, most_rows(x))
@@ -131,23 +131,23 @@ def _sums_of_panels(words, x, h0, W, weights, starts, s, size, apart):
 
 @routine
 def _forward_sums(words, helper, data):
-    x, h0, W, weights, starts, work = data
+    x, h0, W, weights, biases, work = data
     B, U = h0.shape
     apart = line(U)
     size = B * apart
     if B <= GROUP:
         _sums_of_units(
-            words, x, h0, W, weights, starts, pointer(work), size, apart
+            words, x, h0, W, weights, biases, pointer(work), size, apart
         )  # fmt: skip
     else:
         _sums_of_panels(
-            words, x, h0, W, weights, starts, pointer(work), size, apart
+            words, x, h0, W, weights, biases, pointer(work), size, apart
         )  # fmt: skip
     hold(x)
     hold(h0)
     hold(W)
     hold(weights)
-    hold(starts)
+    hold(biases)
     hold(work)
 
 
@@ -197,14 +197,14 @@ _share_sums, _share_gates = sharing(_forward_sums), sharing(_forward_gates)
 
 
 def one_step_forward(
-    act, rec, x, h0, W, weights, starts, y, last, state, saved, states, words
+    act, rec, x, h0, W, weights, biases, y, last, state, saved, states, words
 ):  # fmt: skip
     """Run one step; arrays as of the other kernels."""
     B, U = h0.shape
     work = np.empty(SECTIONS * B * line(U), x.dtype)
     if line(U) > U:
         clear(pointer(work), work.size)
-    _share_sums(None, pointer(words), (x, h0, W, weights, starts, work))
+    _share_sums(None, pointer(words), (x, h0, W, weights, biases, work))
     _share_gates(
         None, pointer(words), (act, rec, h0, y, last, state, saved, states, work)
     )
@@ -216,7 +216,7 @@ def _signature(real, act, rec):
         return types.Array(real, n, layout)
 
     return (
-        act, rec, array(3, "A"), array(2), array(2), array(2), array(2), array(3, "A"),
+        act, rec, array(3, "A"), array(2), array(2), array(2), array(1), array(3, "A"),
         array(2), array(2), array(4), array(3), WORD_ARRAY,
     )  # fmt: skip
 

@@ -47,17 +47,17 @@ def places(F, U, width):
 
 
 @routine
-def _start(bias, both, U, g, first, count, target):
+def start_sums(bias, U, g, first, count, target):
     """Write where sums start: of z, r, the candidate's input and recurrent part."""
-    if g == 3:
-        if both:
-            copy(target, at(bias, 5 * U + first), count)
-        else:
-            clear(target, count)
+    both = bias.size == 6 * U
+    if bias.size == 0 or (g == 3 and not both):
+        clear(target, count)
+    elif g == 3:
+        copy(target, at(pointer(bias), 5 * U + first), count)
     else:
-        copy(target, at(bias, g * U + first), count)
+        copy(target, at(pointer(bias), g * U + first), count)
         if both and g < 2:
-            more = at(bias, (3 + g) * U + first)
+            more = at(pointer(bias), (3 + g) * U + first)
             for j in range(count):
                 target[j] += more[j]
 
@@ -65,11 +65,7 @@ def _start(bias, both, U, g, first, count, target):
 def _sum_bias(bias, sums):
     U = sums.shape[1]
     for g in range(4):
-        target = at(pointer(sums), g * U)
-        if bias.size == 0:
-            clear(target, U)
-        else:
-            _start(pointer(bias), bias.size == 6 * U, U, g, np.intp(0), U, target)
+        start_sums(bias, U, g, np.intp(0), U, at(pointer(sums), g * U))
     hold(bias)
     hold(sums)
 
@@ -99,11 +95,7 @@ def _pack_with_bias(W, R, bias, p, weights, starts):
     if count < width:
         clear(at(starts, p * 4 * width), 4 * width)
     for g in range(4):
-        target = at(starts, (p * 4 + g) * width)
-        if bias.size == 0:
-            clear(target, count)
-        else:
-            _start(pointer(bias), bias.size == 6 * U, U, g, first, count, target)
+        start_sums(bias, U, g, first, count, at(starts, (p * 4 + g) * width))
 
 
 @routine
@@ -195,7 +187,7 @@ _FORWARD, _BOTH = Kernel(_pack_forward, _signature), Kernel(_pack_both, _signatu
 
 # Weights start a cache line, wherever NumPy's memory starts: a vector across two takes
 # two loads. What `simd.aligned` may skip:
-_ALIGNING = 16
+ALIGNING = 16
 
 
 # Numbers of all weights from which on a second thread pays.
@@ -227,7 +219,7 @@ def pack(
     dtype = W.dtype
     real = REAL[dtype]
     size = _packed_size(W.shape[0], R.shape[0], real, backward)
-    packed = memory.empty((size + _ALIGNING,), dtype)
+    packed = memory.empty((size + ALIGNING,), dtype)
     entry = (_BOTH if backward else _FORWARD).entry(real)
     run(entry, (W, R, bias, packed), threads if size >= _PARALLEL_FROM else 1)
     return packed
