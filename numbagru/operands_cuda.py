@@ -182,13 +182,13 @@ class Device(Operands):
     def combine(
         self, op: str, first: np.ndarray, second: np.ndarray | None = None
     ) -> Any:
-        """Make one of `elementwise.OPS` of views of two or three axes."""
+        """Make one of `elementwise.OPS` of views of up to three axes."""
         result = self.empty(first.shape, first.dtype)
         self._write(op, result, first, first if second is None else second)
         return self.given(result)
 
     def concatenate(self, first: np.ndarray, second: np.ndarray) -> Any:
-        """Put two views of two or three axes side by side, along the last one."""
+        """Put two views of up to three axes side by side, along the last one."""
         size = first.shape[-1]
         result = self.empty((*first.shape[:-1], size + second.shape[-1]), first.dtype)
         self._write("copy", result[..., :size], first, first)
@@ -200,8 +200,9 @@ class Device(Operands):
     ) -> None:
         from numbagru.kernels.cuda import elementwise
 
-        if target.ndim == 2:
-            target, first, second = (a[:, None] for a in (target, first, second))
+        # Never a reshape: NumPy could copy what it cannot read.
+        axes = {1: (None, None), 2: (slice(None), None), 3: ()}[target.ndim]
+        target, first, second = (a[axes] for a in (target, first, second))
         self.run(elementwise.combine(op, target, first, second))
 
     def given(self, array: np.ndarray) -> Any:

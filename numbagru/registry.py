@@ -225,9 +225,9 @@ def refuse_device(value: Any, name: str) -> None:
     """Raise TypeError for an array on a CUDA device, where only GRUs compute."""
     if on_device(value):
         raise TypeError(
-            f"`{name}` is an array on a CUDA device, but only GRU layers, RNN layers "
-            "of GRU cells, and Bidirectional layers of these compute there. Copy it to "
-            "the host first."
+            f"`{name}` is an array on a CUDA device, but only GRU layers and cells, "
+            "RNN layers of such cells, and Bidirectional layers compute there. Copy it "
+            "to the host first."
         )
 
 

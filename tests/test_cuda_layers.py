@@ -293,6 +293,64 @@ def test_too_little_memory_changes_nothing(device):
     same(before, layer.states[0].value)
 
 
+@pytest.mark.parametrize("arguments", [{}, {"dropout": 0.3}, {"reset_after": False}])
+@pytest.mark.parametrize("listing", [False, True])
+def test_cell(arguments, listing, device):
+    ours, theirs = (GRUCell(U, seed=3, **arguments) for _ in range(2))
+    for cell in (ours, theirs):
+        cell.build((B, F))
+        cell.set_weights(ours.get_weights())
+    x, h, d_h, d_state = (data(i, (B, F if i == 0 else U)) for i in range(4))
+    state, there = ([h], [device.put(h)]) if listing else (h, device.put(h))
+    same(ours(x, state)[0], theirs(device.put(x), there)[0].numbers)
+    (y, s), expected_pullback = ours.vjp(x, state, training=True)
+    (y_found, s_found), pullback = theirs.vjp(device.put(x), there, training=True)
+    same(y, y_found.numbers)
+    same(listed(s)[0], listed(s_found)[0].numbers)
+    d = d_h, [d_state] if listing else d_state
+    right = expected_pullback(d)
+    put = [device.put(one) for one in (d_h, d_state)]
+    for d_found in (
+        (put[0], [put[1]] if listing else put[1]),
+        (d_h, [put[1]] if listing else put[1]),
+    ):
+        result = pullback(d_found)
+        same(right.inputs, result.inputs.numbers)
+        same(np.asarray(right.initial_state), result.initial_state.numbers)
+        for a, b in zip(right.weights, result.weights, strict=True):
+            same(np.asarray(a), b.numbers)
+
+
+class Sum(Regularizer):
+    """A penalty whose gradient is one number."""
+
+    def __call__(self, w):
+        return w.sum()
+
+    def gradient(self, w):
+        return 1.0
+
+
+@pytest.mark.parametrize("regularizer", ["l2", Sum()], ids=repr)
+@pytest.mark.parametrize("state", [False, True])
+def test_activity_regularizers(regularizer, state, device):
+    layer = GRU(U, activity_regularizer=regularizer, return_state=state)
+    layer.build((B, T, F))
+    x, d = data(), data(1, (B, U))
+    _, expected_pullback = layer.vjp(x)
+    losses = layer.losses
+    _, pullback = layer.vjp(device.put(x))
+    assert layer.losses == losses
+    layer(device.put(x))
+    assert layer.losses == losses
+    given, there = ([d, None], [device.put(d), None]) if state else (d, device.put(d))
+    right = expected_pullback(given, include_losses=True)
+    result = pullback(there, include_losses=True)
+    same(right.inputs, result.inputs.numbers)
+    for a, b in zip(right.weights, result.weights, strict=True):
+        same(np.asarray(a), b.numbers)
+
+
 def both_ways(**arguments):
     """Make a layer of two, one of them of two cells, or two GRUs."""
     inner = arguments.pop("inner", {})
@@ -365,10 +423,8 @@ def test_bidirectional_converts_nothing_on_a_device(device):
 @pytest.mark.parametrize(
     ("call", "name"),
     [
-        (lambda x: GRUCell(3)(x, x), "inputs"),
         (lambda x: Dense(3)(x), "inputs"),
         (lambda x: layer_of().stream(B).push(x), "x_t"),
-        (lambda x: GRU(3, activity_regularizer="l2")(x), "w"),
         (lambda x: Sequential([GRU(3)]).predict(x), "x"),
     ],
 )
@@ -376,16 +432,6 @@ def test_who_takes_no_arrays_of_a_device(call, name, device):
     message = f"`{name}` is an array on a CUDA device.*Copy it to the host"
     with pytest.raises(TypeError, match=message):
         call(device.put(data()))
-
-
-class Sum(Regularizer):
-    """A penalty whose gradient is one number."""
-
-    def __call__(self, w):
-        return w.sum()
-
-    def gradient(self, w):
-        return 1.0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

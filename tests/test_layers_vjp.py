@@ -7,6 +7,7 @@ from differences import central_difference
 from numbagru import layers
 from numbagru.config import PROFILES
 from numbagru.layers.structure import flatten, pack_like
+from numbagru.regularizers import Regularizer
 
 B, T, F, U = 2, 4, 3, 2
 GAPS = np.array([[0, 1, 0, 1], [1, 1, 0, 0]], bool)
@@ -252,3 +253,30 @@ def test_bidirectional(merge_mode, return_sequences):
 def test_bidirectional_time_major():
     layer = layers.Bidirectional(gru(time_major=True, **BOTH), dtype="float64")
     check(layer, random(T, B, F), None, mask=GAPS.T)
+
+
+class Sum(Regularizer):
+    """A penalty whose gradient is one number."""
+
+    def __call__(self, w):
+        return w.sum()
+
+    def gradient(self, w):
+        return 1.0
+
+
+def test_an_activity_gradient_may_be_one_number():
+    layer = layers.GRU(3, return_state=True, activity_regularizer=Sum())
+    plain = layers.GRU(3, return_state=True)
+    x = np.random.default_rng(0).normal(size=(2, 4, 5)).astype("float32")
+    for one in (layer, plain):
+        one.build(x.shape)
+    plain.set_weights(layer.get_weights())
+    _, pullback = layer.vjp(x)
+    _, expected = plain.vjp(x)
+    halves = np.full((2, 3), 1 / 2, "float32")  # divided by the rows
+    found = pullback([None, halves], include_losses=True)
+    right = expected([halves, 2 * halves])
+    np.testing.assert_array_equal(found.inputs, right.inputs)
+    for a, b in zip(found.weights, right.weights, strict=True):
+        np.testing.assert_array_equal(a, b)

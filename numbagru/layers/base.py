@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numbagru import regularizers
+from numbagru import functional, regularizers
 from numbagru.config import (
     PROFILES,
     canonical_dtype,
@@ -166,7 +166,7 @@ class Layer(WeightHolder):
         if self.activity_regularizer is not None:
             self.add_loss(
                 [
-                    self._per_row(self.activity_regularizer(y), y)
+                    self._per_row(self.activity_regularizer(functional.on_host(y)), y)
                     for y in flatten(out)
                     if y is not None
                 ]
@@ -265,13 +265,14 @@ class Layer(WeightHolder):
         return inputs, kwargs
 
     def _with_activity_gradient(self, out: Any, cotangent: Any) -> Any:
+        def term(y: Any) -> Any:
+            gradient = gradient_of(self.activity_regularizer, functional.on_host(y))
+            return np.broadcast_to(self._per_row(gradient, y), tuple(y.shape))
+
+        given = flatten_cotangent(out, cotangent)
         terms = [
-            add_gradients(
-                d_y, self._per_row(gradient_of(self.activity_regularizer, y), y)
-            )
-            for y, d_y in zip(
-                flatten(out), flatten_cotangent(out, cotangent), strict=True
-            )
+            add_gradients(d_y, term(y))
+            for y, d_y in zip(flatten(out), given, strict=True)
         ]
         return pack_like(out, terms)
 

@@ -18,7 +18,6 @@ from numbagru.layers.saving import register
 from numbagru.layers.structure import add_gradients, flatten_cotangent
 from numbagru.layers.variable import RandomState, Variable
 from numbagru.random import SeedGenerator, fill_dropout_mask, generator
-from numbagru.registry import refuse_device
 
 
 @register()
@@ -214,13 +213,13 @@ class GRUCell(Layer):
 
         def pullback(cotangent: Any, include_losses: bool) -> Grads:
             g = pull(None, None, add_gradients(*flatten_cotangent(out, cotangent)))
-            return Grads(g.inputs[:, 0], g.initial_state, weight_gradients(g))
+            d_x = g.inputs.reshape((x.shape[0], x.shape[2]))
+            return Grads(d_x, g.initial_state, weight_gradients(g))
 
         return out, pullback
 
     def _step(self, inputs: Any, states: Any, training: bool | None) -> tuple:
         """Check, build and draw; return one-step sequences, the state and the masks."""
-        refuse_device(inputs, "inputs")
         x = real_array("inputs", inputs, self.dtype)
         check_rank(x, 2, self.name)
         check_features(x, self)
@@ -232,7 +231,7 @@ class GRUCell(Layer):
             self.get_dropout_mask(x)
             self.get_recurrent_dropout_mask(h_tm1)
             masks = self._dropout_mask, self._recurrent_dropout_mask
-        return x[:, None], h_tm1, masks
+        return x.reshape((x.shape[0], 1, x.shape[1])), h_tm1, masks
 
     # ------------------------------------------------------------------ dropout
 

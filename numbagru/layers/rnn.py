@@ -144,7 +144,7 @@ class RNN(Stateful, TakesLengths, Layer):
         return 1 if self.config.time_major else 0
 
     def _rows(self, output: np.ndarray) -> int:
-        return output.shape[self._row_axis if output.ndim > 2 else 0]
+        return output.shape[self._row_axis if len(output.shape) > 2 else 0]
 
     # -------------------------------------------------------------------- calls
 

@@ -72,13 +72,19 @@ def flatten_cotangent(out: Any, cotangent: Any) -> list[np.ndarray | None]:
     return [d_out if d_out.dtype is out.dtype else d_out.astype(out.dtype, copy=False)]
 
 
-def add_gradients(
-    first: np.ndarray | None, second: np.ndarray | None
-) -> np.ndarray | None:
+def add_gradients(first: Any, second: Any) -> Any:
     """Return the sum of two gradients; None stands for zero."""
     if first is None:
         return second
-    return first if second is None else first + second
+    if second is None:
+        return first
+    if not (on_device(first) or on_device(second)):
+        return first + second
+    if not on_device(first):
+        first, second = second, first
+    place = functional.place_of(first)
+    there = place.view(first, "cotangent")
+    return place.combine("add", there, place.array(second, "cotangent", there.dtype))
 
 
 def gradient_of(regularizer: Any, value: np.ndarray) -> np.ndarray:
