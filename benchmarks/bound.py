@@ -1,7 +1,7 @@
-"""The least time that a GRU takes on a machine: what no kernel can go below.
+"""The least time that a GRU with this package's gates and order of sums takes.
 
-The longest of what has to be done and cannot be done faster than `roofline.py` and the
-rates here say:
+The longest of what has to be done and cannot be done faster than the rates that
+`roofline.py` measures:
     multiplying   the products on whole vectors of units, and after them the gates, by
                   all threads
     waiting       each step begins with the states of the one before, and the sum over

@@ -96,10 +96,13 @@ _GATES, _D_GATES = Kernel(_gates, _signature), Kernel(_d_gates, _signature)
 def chain_rate(dtype, threads, rate):
     """Return multiply-adds per second of each thread, one after the other.
 
-    `rate` is `roofline.rate` with all but its first three arguments.
+    `rate` is the function above with its last two arguments given.
     """
     values = [np.full(2, 0.5, dtype) for _ in range(threads)]
-    run = lambda thread, count: _chain(values[thread], count)  # noqa: E731
+
+    def run(thread, count):
+        _chain(values[thread], count)
+
     return rate(run, 1, threads) / threads
 
 
@@ -127,12 +130,12 @@ def rates(dtype, counts, rate):
     counts : list of int
         Of threads, as `roofline.roofline` has them.
     rate : callable
-        ``rate(run, work, threads)``, as `roofline.rate`.
+        ``rate(run, work, threads)``: the function above, the others given.
 
     Returns
     -------
     dict
-        Lists with a figure for each count, under `NAMES`.
+        Lists with a figure for each count, under `CHAIN`, `GATES` and `GATES_BACK`.
     """
     return {
         CHAIN: [chain_rate(dtype, n, rate) / 1e9 for n in counts],

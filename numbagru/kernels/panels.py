@@ -87,7 +87,7 @@ def pack_panel(W, R, p, target):
 
 @routine
 def _pack_with_bias(W, R, bias, p, weights, starts):
-    """Pack one vector of units."""
+    """Pack one vector of units, and where its sums start."""
     F, U, width = W.shape[0], R.shape[0], vector_lanes(W)
     first = p * width
     count = min(width, U - first)
