@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 
 _OTHERWISE = "Or pass device='cpu'."
-# The oldest that the kernels are compiled for in the tests, and CUDA 13 compiles for.
-_LEAST_CAPABILITY = 7, 5
 _SHARED_BYTES = 48 * 1024  # of a block that did not ask for more
 
 
@@ -147,14 +145,18 @@ class Driver:
             kernel.launch(arguments, blocks, threads, where, launch.shared_bytes)
 
     def _compiled(self, launch: Any) -> Any:
-        from numbagru._jit_cuda import compiled
+        from numbagru._jit_cuda import LEAST_CAPABILITY, compiled
 
         capability = self._cuda.get_current_device().compute_capability
-        if capability < _LEAST_CAPABILITY:
+        if capability < launch.capability:
+            least = ".".join(map(str, launch.capability))
+            what, instead = "The kernels need", _OTHERWISE
+            if capability >= LEAST_CAPABILITY:
+                what = "precision='tf32' needs"
+                instead = "Pass precision='dtype'."
             raise RuntimeError(
-                f"The kernels need a CUDA device of compute capability "
-                f"{_LEAST_CAPABILITY[0]}.{_LEAST_CAPABILITY[1]} (Turing, 2018) or "
-                f"newer; this one has {capability[0]}.{capability[1]}. {_OTHERWISE}"
+                f"{what} a CUDA device of compute capability {least} or newer; this "
+                f"one has {capability[0]}.{capability[1]}. {instead}"
             )
         key = launch.kernel, launch.signature, launch.threads, capability
         if key not in self._kernels:

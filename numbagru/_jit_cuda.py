@@ -19,6 +19,9 @@ from numba.core.extending import _Intrinsic
 from numba.cuda.dispatcher import _Kernel
 from numba.cuda.extending import intrinsic
 
+# The oldest device that the kernels are compiled for in the tests, and CUDA 13
+# compiles for.
+LEAST_CAPABILITY = 7, 5
 # No fastmath: it flushes small numbers to zero and takes approximate functions. Not
 # link-time optimised: the linker would contract products and sums after all.
 _OPTIONS = {"fastmath": False, "lto": False}

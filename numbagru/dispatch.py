@@ -15,6 +15,7 @@ from numbagru.kernels.cuda.limits import (
     MOST_RESIDENT,
     TILED_FROM_ROWS,
     TYPICAL,
+    copies,
     fits,
     split,
 )
@@ -30,10 +31,8 @@ class Problem:
     units: int = 1
     bits: int = 32
     whole_rows: bool = False  # whether an activation takes all units at once
-    reset_after: bool = True
     at_once: bool = False  # whether a device has room for the blocks of all units
     many_rows: bool = False  # whether they fill tiles of rows on a device, and T > 0
-    drops: bool = False  # whether the state has dropout
 
 
 Check = Callable[[Problem], str | None]
@@ -70,18 +69,6 @@ def _resident(problem: Problem) -> str | None:
         return None
     most = MOST_RESIDENT[problem.bits]
     return f"{problem.units} units are more than the {most} that fit registers"
-
-
-def _one_product(problem: Problem) -> str | None:
-    if problem.reset_after:
-        return None
-    return "reset_after=False takes two products one after the other in a step"
-
-
-def _one_state(problem: Problem) -> str | None:
-    if problem.drops:
-        return "recurrent dropout gives each gate a state of its own"
-    return None
 
 
 def _at_once(problem: Problem) -> str | None:
@@ -145,18 +132,16 @@ KERNELS = (
     Row(
         "cuda_grid",
         "cuda",
-        "units divided among blocks that meet in each step; with dropout per gate "
-        "back as cuda_cached",
+        "units divided among blocks that meet in each step",
         *_CUDA_GRID,
-        (_fused, _scalar, _one_state, _at_once),
+        (_fused, _scalar, _at_once),
     ),
     Row(
         "cuda_tiled",
         "cuda",
-        "a launch for each step, in tiles of rows x units; with dropout per gate back "
-        "as cuda_cached",
+        "one launch for each step, or two, in tiles of rows x units",
         *_CUDA_TILED,
-        (_fused, _scalar, _one_product, _one_state, _many_rows),
+        (_fused, _scalar, _many_rows),
     ),
     Row(
         "cuda_cached",
@@ -210,7 +195,8 @@ def problem(
 ) -> Problem:
     """Take from a `GRUConfig`, and from a call, what the choice depends on.
 
-    `sizes` are rows and steps, `chip` what the device has (`limits.Chip`).
+    `sizes` are rows and steps, `drops` says whether the state has dropout, `chip` what
+    the device has (`limits.Chip`).
     """
     (B, T), bits = sizes, 8 * np.dtype(config.dtype).itemsize
     return Problem(
@@ -219,10 +205,9 @@ def problem(
         config.units,
         bits,
         whole_rows(config),
-        config.reset_after,
-        split(bits, config.units, B, chip) is not None,
+        split(bits, config.units, B, chip, copies(config.reset_after, drops))
+        is not None,
         B >= TILED_FROM_ROWS and T > 0,
-        drops,
     )
 
 

@@ -88,6 +88,14 @@ def _callable(function):
     return _compiled[function]
 
 
+def _nothing_but_sums(function):
+    """Whether a function knows numbers only, and not in which thread it runs."""
+    around = (cell.cell_contents for cell in function.__closure__ or ())
+    return "cuda" not in function.__code__.co_names and all(
+        isinstance(value, int) for value in around
+    )
+
+
 @functools.cache
 def _device(function):
     """Compile a function of the device that is nothing but sums: 50 times as fast."""
@@ -127,11 +135,14 @@ class _Index:
 
 
 class _Thread:
-    def __init__(self, index, block, body):
+    def __init__(self, index, block, warp, body):
         self.index = index
         self.block = block
+        self.warp = warp
         self.run = greenlet(body)
         self.barrier = None
+        for group in (block, warp):
+            group.threads.append(self)
 
 
 class _Block:
@@ -139,6 +150,23 @@ class _Block:
         self.index = index
         self.shared = {}
         self.threads = []
+
+
+class _Warp:
+    def __init__(self):
+        self.threads = []
+        self.brought = {}  # numbers of a product of matrices, by thread
+
+    def product(self):
+        """Multiply what all threads brought, exactly."""
+        a, b = np.empty((16, 8)), np.empty((8, 8))
+        for i in range(32):
+            row, k = i // 4, i % 4
+            a[row, k], a[row + 8, k], a[row, k + 4], a[row + 8, k + 4] = self.brought[
+                i
+            ][:4]
+            b[k, row], b[k + 4, row] = self.brought[i][4:]
+        return a @ b
 
 
 class Grid:
@@ -181,9 +209,27 @@ class Grid:
             shared[place] = _poisoned(size or given, kind)
         return shared[place]
 
-    def _sync(self):
-        self.now.barrier = self.now.block
+    def _sync(self, group=None):
+        self.now.barrier = group or self.now.block
         self.hub.switch()
+
+    @staticmethod
+    def _to_tf32(value):
+        bits = np.float32(value).view(np.uint32)
+        return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+    def _multiply_add(self, totals, at, *factors):
+        """Add sums of products in one rounding: how a device does is not told."""
+        warp, i = self.now.warp, self.now.index.x % 32
+        warp.brought[i] = factors
+        self._sync(warp)
+        if self.now.index.x % 32 != i or len(warp.brought) != 32:
+            raise AssertionError("not all threads of a warp are here")
+        sums, row, column = warp.product(), i // 4, i % 4 * 2
+        for j, place in enumerate([(0, 0), (0, 1), (8, 0), (8, 1)]):
+            more = sums[row + place[0], column + place[1]]
+            totals[at + j] = np.float32(totals[at + j] + more)
+        self._sync(warp)
 
     @staticmethod
     def _arrive(counters, place):
@@ -199,12 +245,20 @@ class Grid:
             return _Here(self)
         if type(value) is type(ptx.chain(1, 1)):
             name = value._defn.__name__
-            if name in ("arrive", "arrived"):
+            if name in ("arrive", "arrived", "to_tf32", "multiply_add"):
                 return getattr(self, f"_{name}")
             return _INTRINSICS[name](**inspect.getclosurevars(value._defn).nonlocals)
         if isinstance(value, DeviceFunction):
-            plain = value.py_func.__closure__ is None
-            return _device(value) if plain else translated(value.py_func, self._twin)
+            translation = translated(value.py_func, self._twin)
+            if not _nothing_but_sums(value.py_func):
+                return translation
+            fast = _device(value)
+
+            def call(*given):
+                slow = any(isinstance(one, Pointer) for one in given)
+                return (translation if slow else fast)(*given)
+
+            return call
         if isinstance(value, Dispatcher | _Intrinsic):
             return _callable(value)
         return value
@@ -215,21 +269,25 @@ class Grid:
         self.hub = getcurrent()
         waiting = []
         for block in self.blocks:
-            for i in range(self.threads):
-                thread = _Thread(_Index(i), block, lambda: body(*arguments))
-                block.threads.append(thread)
-                waiting.append(thread)
+            warps = [_Warp() for _ in range(0, self.threads, 32)]
+            waiting += [
+                _Thread(_Index(i), block, warps[i // 32], lambda: body(*arguments))
+                for i in range(self.threads)
+            ]
         with np.errstate(all="ignore"):
             while waiting:
                 self.order.shuffle(waiting)
                 for thread in waiting:
                     self.now, thread.barrier = thread, None
                     thread.run.switch()
-                waiting = []
-                for block in self.blocks:
-                    left = [t for t in block.threads if not t.run.dead]
-                    together = all(t.barrier is block for t in left)
-                    waiting += [t for t in left if together or t.barrier is None]
+                left = [t for b in self.blocks for t in b.threads if not t.run.dead]
+                groups = {t.barrier for t in left} - {None}
+                open_to = {None} | {
+                    group
+                    for group in groups
+                    if all(t.barrier is group or t.run.dead for t in group.threads)
+                }
+                waiting = [t for t in left if t.barrier in open_to]
 
 
 class _Here:

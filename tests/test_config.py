@@ -117,6 +117,7 @@ REFUSED = [
     ("use_cudnn", None, ValueError, "'auto', True, False"),
     ("implementation", 3, ValueError, "0, 1, 2"),
     ("device", "gpu", ValueError, "'auto', 'cpu', 'cuda'"),
+    ("precision", "fp16", ValueError, "'dtype', 'tf32'"),
     ("threads", 0, ValueError, "`threads` must be a positive integer.*or None"),
     ("threads", -1, ValueError, "`threads` must be a positive integer.*or None"),
     ("threads", True, ValueError, "`threads` must be a positive integer.*or None"),
@@ -241,3 +242,10 @@ def test_sequence_config_is_the_part_of_rnn():
     names = set(inspect.signature(SequenceConfig).parameters)
     assert names < set(inspect.signature(GRUConfig).parameters)
     assert "units" not in names
+
+
+def test_tf32_takes_float32():
+    assert GRUConfig(4).precision == "dtype"
+    assert layers.GRU(4, precision="tf32").get_config()["precision"] == "tf32"
+    with pytest.raises(ValueError, match=r"'tf32' takes dtype='float32'.*'float64'"):
+        GRUConfig(4, precision="tf32", dtype="float64")

@@ -93,9 +93,36 @@ def activation(name):
 @pytest.mark.parametrize("real", [types.float32, types.float64], ids=str)
 @pytest.mark.parametrize("per_gate", [False, True])
 def test_project(per_gate, real):
-    kernel = products.make_project(real, per_gate)
+    kernel = products.make_project(real, per_gate, "dtype")
     signature = products.project_signature(real)
     check(kernel, signature, products.THREADS, real)
+
+
+def with_tensor_cores():
+    """Make the kernels that multiply on tensor cores."""
+    real, w = types.float32, weight_gradients
+    for per_gate in (False, True):
+        kernel = products.make_project(real, per_gate, "tf32")
+        yield kernel, products.project_signature(real)
+        kernel = products.make_input_gradient(real, per_gate, per_gate, "tf32")
+        yield kernel, products.input_gradient_signature(real)
+        kernel = w.make_gradient(real, per_gate, False, per_gate, per_gate, "tf32")
+        yield kernel, w.gradient_signature(real)
+
+
+def test_tensor_cores():
+    new_enough = [
+        capability
+        for capability in CAPABILITIES
+        if capability >= products.capability_of("tf32")
+    ]
+    assert new_enough == CAPABILITIES[1:]
+    for kernel, signature in with_tensor_cores():
+        check(kernel, signature, products.THREADS, types.float32, new_enough)
+        ((ptx, _),) = machine_code(kernel, signature, products.THREADS, [(8, 0)])
+        # A slab of sixteen is two of eight; a warp has four times eight columns.
+        assert len(re.findall(r"mma\.sync\.aligned\.m16n8k8\.\S+\.tf32", ptx)) == 8
+        assert len(re.findall(r"cvt\.rna\.tf32\.f32", ptx)) >= 2
 
 
 VARIANTS = [
@@ -123,29 +150,31 @@ def test_forward_rows(variant, real):
 
 H100 = limits.Chip(132, 228 * 1024, 227 * 1024)
 GRID = [
-    # units, rows of a call, reset_after, masked, keeps
-    (113, 64, True, False, False),
-    (200, 1, False, True, True),
-    (512, 32, True, False, True),
-    (1024, 8, True, True, False),
-    (1400, 1, False, False, True),
+    # units, rows of a call, reset_after, masked, drops, keeps
+    (113, 64, True, False, False, False),
+    (200, 1, False, True, True, True),
+    (512, 32, True, False, True, True),
+    (1024, 8, True, True, False, False),
+    (1400, 1, False, False, False, True),
 ]
 
 
 @pytest.mark.parametrize("real", [types.float32, types.float64], ids=str)
 @pytest.mark.parametrize("variant", GRID, ids=str)
 def test_grid(variant, real):
-    units, B, *rest = variant
-    split = limits.split(real.bitwidth, units, B, H100)
+    units, B, reset_after, masked, drops, keeps = variant
+    seen = limits.copies(reset_after, drops)
+    split = limits.split(real.bitwidth, units, B, H100, seen)
     if split is None:
         assert real == types.float64
         assert units >= 512
         return
     both = activation("tanh"), activation("sigmoid")
-    kernel = backward_grid.make(real, units, split, *both, *rest[:2])
+    rest = reset_after, masked, drops
+    kernel = backward_grid.make(real, units, split, *both, *rest, drops)
     threads = forward_grid.THREADS
     check(kernel, backward_grid.signature(real), threads, real)
-    kernel = forward_grid.make(real, units, split, *both, *rest)
+    kernel = forward_grid.make(real, units, split, *both, *rest, keeps)
     signature = forward_grid.signature(real)
     check(kernel, signature, threads, real)
     with device((9, 0)):
@@ -183,21 +212,51 @@ def others(real):
     """Make the kernels of products, and of sums of parts."""
     w, threads = weight_gradients, products.THREADS
     signatures = products.input_gradient_signature(real), w.gradient_signature(real)
-    yield products.make_input_gradient(real, False, False), signatures[0], threads
-    yield products.make_input_gradient(real, True, True), signatures[0], threads
-    yield w.make_gradient(real, False, True, False, False), signatures[1], threads
-    yield w.make_gradient(real, True, False, True, True), signatures[1], threads
+    yield (
+        products.make_input_gradient(real, False, False, "dtype"),
+        signatures[0],
+        threads,
+    )
+    yield (
+        products.make_input_gradient(real, True, True, "dtype"),
+        signatures[0],
+        threads,
+    )
+    yield (
+        w.make_gradient(real, False, True, False, False, "dtype"),
+        signatures[1],
+        threads,
+    )
+    yield (
+        w.make_gradient(real, True, False, True, True, "dtype"),
+        signatures[1],
+        threads,
+    )
     both = activation("tanh"), activation("sigmoid")
-    tiles, signature = forward_tiles, forward_tiles.signature(real)
-    yield tiles.make(real, *both, False, False), signature, tiles.THREADS
-    yield tiles.make(real, *both, True, True), signature, tiles.THREADS
-    tiles, signature = backward_tiles, backward_tiles.signature(real)
-    for masked in (False, True):
-        yield tiles.make(real, *both, masked), signature, threads
+    yield from steps_in_tiles(real, *both)
     yield w.make_biases(real, True), w.biases_signature(real), w.COLUMNS
     yield w.make_collect(real), w.collect_signature(real), w.COLUMNS
     for one in around(real):
         yield one.kernel, one.signature, one.threads
+
+
+def steps_in_tiles(real, *both):
+    """Make the kernels that are launched step by step, and back."""
+    tiles, threads = forward_tiles, products.THREADS
+    signature = tiles.signature(real)
+    yield tiles.make(real, *both, False, False, False), signature, threads
+    yield tiles.make(real, *both, True, True, True), signature, threads
+    halves = tiles.make_gates(real, *both, True, True), tiles.gates_signature(real)
+    yield *halves, threads
+    halves = tiles.make_state(real, *both, True, True), tiles.state_signature(real)
+    yield *halves, threads
+    tiles = backward_tiles
+    signature = tiles.signature(real)
+    yield tiles.make(real, *both, True, False, False, False), signature, threads
+    yield tiles.make(real, *both, True, True, True, True), signature, threads
+    yield tiles.make(real, *both, False, True, False, False), signature, threads
+    reset = tiles.make_reset(real, *both, True, True), tiles.reset_signature(real)
+    yield *reset, threads
 
 
 def around(real):

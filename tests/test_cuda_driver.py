@@ -66,6 +66,12 @@ def test_old_device():
         driver._compiled(LAUNCH)
 
 
+def test_device_without_tensor_cores_for_tf32():
+    driver = Driver(cuda_of(capability=(7, 5)))
+    with pytest.raises(RuntimeError, match=r"'tf32' needs.*8\.0.*7\.5.*'dtype'"):
+        driver._compiled(LAUNCH._replace(capability=(8, 0)))
+
+
 @pytest.mark.parametrize("error", [ImportError, OSError])
 def test_parts_of_the_toolkit_missing(error, monkeypatch):
     from numbagru import _jit_cuda

@@ -97,10 +97,7 @@ def check_outputs(call, expected, found):
 
 TILED = {
     **{
-        name: case
-        for name, case in CHOSEN.items()
-        if case.shape[0] * case.shape[1] > 0
-        and case.dropout not in ("recurrent", "both")
+        name: case for name, case in CHOSEN.items() if case.shape[0] * case.shape[1] > 0
     },
     # Past a tile of rows and of units, of more than a slab of units.
     "past the rows": Case((65, 2, 3, 17), mask="gaps"),
@@ -108,10 +105,12 @@ TILED = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    ("reset_after", "dtype"), [(True, "float64"), (False, "float32")]
+)
 @pytest.mark.parametrize("name", TILED)
-def test_forward_in_tiles(name, dtype):
-    case = replace(TILED[name], dtype=dtype, reset_after=True)
+def test_forward_in_tiles(name, reset_after, dtype):
+    case = replace(TILED[name], dtype=dtype, reset_after=reset_after)
     call, _ = functional._call(*arguments(case, "cpu_plain"))
     expected, found = outputs(call), outputs(call)
     plain_cpu.forward(call, expected, 1)
@@ -133,11 +132,7 @@ def few_threads(monkeypatch):
 
 
 DIVIDED = {
-    **{
-        name: case
-        for name, case in CHOSEN.items()
-        if case.shape[0] > 0 and case.dropout not in ("recurrent", "both")
-    },
+    **{name: case for name, case in CHOSEN.items() if case.shape[0] > 0},
     # More than a slab of units, the last block with one.
     "past the slab": Case((3, 3, 2, 41), mask="gaps"),
 }
@@ -167,8 +162,7 @@ def test_blocks_that_wait_in_vain_give_up(few_threads, monkeypatch):
     monkeypatch.setattr(forward_grid, "MOST_LOOKS", 20)
     case = Case((2, 4, 3, 9), mask=None)
     call, _ = functional._call(*arguments(case, "cpu_plain"))
-    expected, found = outputs(call), outputs(call)
-    plain_cpu.forward(call, expected, 1)
+    found = outputs(call)
     for array in (found.y, found.state):
         array[...] = 1
     *before, recur = forward_cuda.forward_on_grid(
@@ -176,17 +170,17 @@ def test_blocks_that_wait_in_vain_give_up(few_threads, monkeypatch):
     )
     assert recur.blocks == (3, 1)
     emulate([*before, recur._replace(blocks=(2, 1))], seed=0)
-    one_step, units = found.y[:, 0, :8], slice(0, 8)
-    assert one_step.tobytes() == expected.y[:, 0, :8].tobytes()
-    assert np.isnan(found.y[:, 1:, units]).all()
-    assert np.isnan(found.state[:, units]).all()
+    assert np.isnan(found.y[:, :, :8]).all()
+    assert np.isnan(found.state[:, :8]).all()
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, case in TILED.items() if case.dropout != "per gate"]
+    ("reset_after", "dtype"), [(True, "float32"), (False, "float64")]
 )
-def test_backward_in_tiles(name):
-    check_gradients(replace(TILED[name], reset_after=True, dtype="float32"), None)
+@pytest.mark.parametrize("name", TILED)
+def test_backward_in_tiles(name, reset_after, dtype):
+    case = replace(TILED[name], reset_after=reset_after, dtype=dtype)
+    check_gradients(case, None)
 
 
 @pytest.mark.parametrize(("rows", "dtype"), [(1, "float64"), (3, "float32")])
@@ -208,9 +202,7 @@ def check_backward(name, reset_after, rows, dtype):
     ],
     ids=str,
 )
-@pytest.mark.parametrize(
-    "name", [name for name, case in DIVIDED.items() if case.dropout != "per gate"]
-)
+@pytest.mark.parametrize("name", DIVIDED)
 def test_backward_on_the_grid(name, reset_after, split, dtype, few_threads):
     case = replace(DIVIDED[name], reset_after=reset_after, dtype=dtype)
     check_gradients(case, split)
@@ -278,6 +270,82 @@ def check_gradients(case, division):
     )
     for name, right in expected._asdict().items():
         assert right.tobytes() == getattr(found, name).tobytes(), name
+
+
+def as_tf32(array):
+    """Round to eleven bits, a half away from zero, as the PTX ISA has cvt.rna.tf32."""
+    mantissa, exponent = np.frexp(array.astype("float64"))
+    rounded = np.sign(mantissa) * np.floor(np.abs(mantissa) * 2**11 + 0.5)
+    return np.ldexp(rounded, exponent - 11)
+
+
+def check_rounded_product(found, left, right, start=0):
+    """Compare with the product of rounded factors, summed up in float32."""
+    left, right = as_tf32(left), as_tf32(right)
+    size = np.abs(left) @ np.abs(right) + np.abs(start)
+    error = np.abs(found - (start + left @ right))
+    assert (error <= (left.shape[-1] + 1) * np.finfo("float32").eps * size).all()
+    assert error.any()
+
+
+# Past a tile of samples, of columns and of features, and of a slab of each.
+ON_TENSOR_CORES = Case((14, 5, 67, 22))
+
+
+def test_products_on_tensor_cores():
+    case = ON_TENSOR_CORES
+    call, _ = functional._call(*arguments(case, "cpu_plain"))
+    call = call._replace(config=replace(call.config, precision="tf32"))
+    (B, T, F), U = call.x.shape, call.config.units
+    sums = poisoned((B * T, 3 * U), "float32")
+    emulate([forward_cuda.project(call, sums)], seed=4)
+    x, weights = call.x.reshape(-1, F), call.weights
+    check_rounded_product(
+        sums, x, weights.kernel, weights.sum_bias.reshape(-1)[: 3 * U]
+    )
+
+    out, found, made = outputs(call), results_of(case, call), []
+    plain_cpu.forward(call, out, 1)
+
+    def allocate(shape, dtype):
+        made.append(poisoned(shape, dtype))
+        return made[-1]
+
+    order, _ = rows_by_end(call.mask)
+    given = cotangents_of(case, call)
+    emulate(
+        backward_cuda.backward(call, given, out, order, B, found, 1, allocate), seed=5
+    )
+    d_sums = made[0].reshape(B * T, 4, U)
+    of_inputs, of_states = (
+        d_sums[:, gates].reshape(-1, 3 * U) for gates in ([1, 2, 0], [1, 2, 3])
+    )
+    check_rounded_product(found.x.reshape(-1, F), of_inputs, weights.kernel.T)
+    check_rounded_product(found.W, x.T, of_inputs)
+    before = np.concatenate([call.h0[:, None], out.states[:, :-1]], 1).reshape(-1, U)
+    check_rounded_product(found.R, before.T, of_states)
+
+
+@pytest.mark.parametrize("name", ["gaps", "both dropouts", "backwards, gaps"])
+def test_layers_on_tensor_cores(name):
+    """Eleven bits are worse than 24, and not worse than eleven."""
+    case = replace(CHOSEN[name], dtype="float32")
+    call, _ = functional._call(*arguments(case, "cpu_plain"))
+    results = []
+    for precision in ("dtype", "tf32"):
+        call = call._replace(config=replace(call.config, precision=precision))
+        out, found = outputs(call), results_of(case, call)
+        emulate(forward_cuda.forward(call, out, 2, poisoned), seed=6)
+        order, _ = rows_by_end(call.mask)
+        given = cotangents_of(case, call)
+        launches = backward_cuda.backward(
+            call, given, out, order, 2, found, 2, poisoned
+        )
+        emulate(launches, seed=7)
+        results.append([out.y, out.state, *found])
+    for exact, rounded in zip(*results, strict=True):
+        error = np.abs(exact - rounded).max()
+        assert 0 < error < 2**-8 * np.abs(exact).max()
 
 
 @pytest.fixture

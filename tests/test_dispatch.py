@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from numbagru import GRU, dispatch
 from numbagru.dispatch import KERNELS, Problem, Row, rows_of
-from numbagru.kernels.cuda.limits import MOST_RESIDENT, TYPICAL, Chip, split
+from numbagru.kernels.cuda.limits import (
+    MOST_RESIDENT,
+    TYPICAL,
+    Chip,
+    Split,
+    copies,
+    split,
+)
 
 HOST = Problem(fused=True)
 DEVICE = Problem(fused=True, device="cuda")
@@ -20,10 +27,8 @@ problems = st.builds(
     units=st.integers(1, 2000),
     bits=st.sampled_from([32, 64]),
     whole_rows=st.booleans(),
-    reset_after=st.booleans(),
     at_once=st.booleans(),
     many_rows=st.booleans(),
-    drops=st.booleans(),
 )
 
 
@@ -102,34 +107,18 @@ def test_rows_are_complete():
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("name", "condition", "reason"),
     [
-        ({"reset_after": False}, "reset_after=False takes two products"),
-        ({"drops": True}, "recurrent dropout gives each gate"),
-        ({"many_rows": False}, "there are fewer than the 64 rows"),
+        ("cuda_tiled", "many_rows", "there are fewer than the 64 rows"),
+        ("cuda_grid", "at_once", "the blocks of all units and rows are more than"),
     ],
 )
-def test_what_rules_out_tiles_on_a_device(change, reason):
-    wide = replace(DEVICE, units=500, many_rows=True)
-    assert dispatch.select(wide).name == "cuda_tiled"
-    explained = dispatch.explain(replace(wide, **change)).splitlines()
+def test_what_rules_out_wide_layers(name, condition, reason):
+    wide = replace(DEVICE, units=500)
+    assert dispatch.select(replace(wide, **{condition: True})).name == name
+    explained = dispatch.explain(wide).splitlines()
     assert explained[0].startswith("cuda_cached")
-    assert explained[-1].startswith(f"  not cuda_tiled: {reason}")
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"drops": True}, "recurrent dropout gives each gate"),
-        ({"at_once": False}, "the blocks of all units and rows are more than"),
-    ],
-)
-def test_what_rules_out_the_grid(change, reason):
-    wide = replace(DEVICE, units=500, at_once=True)
-    assert dispatch.select(wide).name == "cuda_grid"
-    explained = dispatch.explain(replace(wide, **change)).splitlines()
-    assert explained[0].startswith("cuda_cached")
-    assert any(line.startswith(f"  not cuda_grid: {reason}") for line in explained)
+    assert any(line.startswith(f"  not {name}: {reason}") for line in explained)
 
 
 H100, A100, T4 = Chip(132, 228 << 10, 227 << 10), TYPICAL, Chip(40, 64 << 10, 64 << 10)
@@ -164,6 +153,26 @@ def test_how_a_layer_is_divided(chip, bits, units, rows, expected):
         assert size < chip.block_bytes
         there = chip.processors * (chip.shared_bytes // size)
         assert along_units * along_rows <= there
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_dropout_of_the_state_takes_room_for_copies_of_it(reset_after):
+    """One for each gate whose product is not made after the others'."""
+    seen = copies(reset_after, True)
+    assert seen == (3 if reset_after else 2)
+    assert copies(reset_after, False) == 1
+    found = Split(8, 4, 2)
+    assert found.bytes(32, 513, seen) - found.bytes(32, 513) == (
+        (seen - 1) * 4 * 4 * 516
+    )
+
+
+def test_the_grid_with_dropout_of_the_state():
+    call = {"sizes": (32, 5), "chip": H100}
+    config, alike = GRU(640).config, GRU(256).config
+    assert dispatch.problem(config, True, **call).at_once
+    assert not dispatch.problem(config, True, **call, drops=True).at_once
+    assert dispatch.problem(alike, True, **call, drops=True).at_once
 
 
 def test_explain_follows_the_array():

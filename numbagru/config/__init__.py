@@ -281,6 +281,15 @@ class GRUConfig(SequenceConfig):
         one_of("auto", True, False),
         settable=True,
     )
+    precision: str = _argument(
+        "dtype",
+        "str",
+        "Of products on a CUDA device over all steps at once, of inputs and of weight "
+        'gradients: "dtype", or for float32 "tf32", which rounds their factors to 11 '
+        "bits for tensor cores. The recurrence and the CPU stay at the dtype.",
+        one_of("dtype", "tf32"),
+        cell=True,
+    )
     implementation: int = _argument(
         2,
         "int",
@@ -295,6 +304,11 @@ class GRUConfig(SequenceConfig):
         if self.units is _BY_PROFILE:
             raise TypeError("GRUConfig() misses the required argument `units`.")
         super().__post_init__()
+        if self.precision == "tf32" and self.dtype != "float32":
+            raise ValueError(
+                "precision='tf32' takes dtype='float32'. Received: "
+                f"dtype={self.dtype!r}. Pass precision='dtype'."
+            )
         if self.recurrent_dropout:
             object.__setattr__(self, "implementation", 1)
 

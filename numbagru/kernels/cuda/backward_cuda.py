@@ -21,12 +21,13 @@ from numbagru.kernels.cuda import (
     products,
     weight_gradients,
 )
-from numbagru.kernels.cuda.launch import Launch, scalars, strides
+from numbagru.kernels.cuda.launch import Launch, scalars_of, strides
 from numbagru.kernels.cuda.limits import Split
 
 _rows = functools.cache(backward_rows.make)
 _grid = functools.cache(backward_grid.make)
 _tiled = functools.cache(backward_tiles.make)
+_reset = functools.cache(backward_tiles.make_reset)
 _input_gradient = functools.cache(products.make_input_gradient)
 _gradient = functools.cache(weight_gradients.make_gradient)
 _biases = functools.cache(weight_gradients.make_biases)
@@ -59,15 +60,15 @@ def backward(
         Rows whose weight gradients are one partial sum.
     division : int, limits.Split or None
         Rows of a block of the recurrence; or how its units are divided too; or None to
-        launch step by step. The last two take no dropout per gate, the last only the
-        reset gate after the product.
+        launch step by step.
     allocate
         ``allocate(shape, dtype)`` makes an array on the device to work with.
     """
     config, weights, dtype = call.config, call.weights, call.x.dtype
     (B, T, F), U = call.x.shape, config.units
     real, masked = REAL[dtype], call.mask.size > 0
-    drops_x = call.x_drop.size > 0
+    drops_x, precision = call.x_drop.size > 0, config.precision
+    capability = products.capability_of(precision)
     d_sums = allocate((B, T, 4, U), dtype)
     recur = _on_grid if isinstance(division, Split) else _by_rows
     if division is None:
@@ -75,7 +76,7 @@ def backward(
     launches = [
         *recur(call, given, out, d_sums, results, division, allocate),
         Launch(
-            _input_gradient(real, call.per_gate, drops_x),
+            _input_gradient(real, call.per_gate, drops_x, precision),
             products.input_gradient_signature(real),
             (_tiles(B * T), _tiles(F)),
             products.THREADS,
@@ -83,6 +84,7 @@ def backward(
                 d_sums, weights.kernel, call.x_drop, results.x, *strides(results.x), B,
                 T, F, U,
             ),
+            capability=capability,
         ),
     ]  # fmt: skip
     parts = max(1, -(-B // rows_per_part))
@@ -98,7 +100,10 @@ def backward(
         part = allocate((parts, size, 3 * U), dtype)
         launches += [
             Launch(
-                _gradient(real, of_states, config.reset_after, masked, drop.size > 0),
+                _gradient(
+                    real, of_states, config.reset_after, masked, drop.size > 0,
+                    precision,
+                ),
                 weight_gradients.gradient_signature(real),
                 (_tiles(size), 3 * _tiles(U), parts),
                 products.THREADS,
@@ -106,6 +111,7 @@ def backward(
                     call.x, *strides(call.x), call.h0, out.states, out.saved, d_sums,
                     *masks, drop, part, B, T, size, U, rows_per_part, block_rows,
                 ),
+                capability=capability,
             ),
             _sum(real, part, total, parts, 0),
         ]  # fmt: skip
@@ -142,8 +148,7 @@ def _by_rows(
         real,
         U,
         rows,
-        scalars(config.activation),
-        scalars(config.recurrent_activation),
+        *scalars_of(config),
         config.reset_after,
         call.mask.size > 0,
         call.per_gate,
@@ -178,10 +183,11 @@ def _on_grid(
         real,
         U,
         split,
-        scalars(config.activation),
-        scalars(config.recurrent_activation),
+        *scalars_of(config),
         config.reset_after,
         call.mask.size > 0,
+        call.per_gate,
+        call.h_drop.size > 0,
     )
     return [
         *elementwise.fill(arrivals),
@@ -192,9 +198,9 @@ def _on_grid(
             forward_grid.THREADS,
             (
                 call.weights.recurrent_kernel, call.h0, call.mask, *call.mask.strides,
-                given.y, *strides(given.y), given.last, given.state, out.saved,
-                out.states, d_sums, results.h0, arrivals.view(np.int32), blocks[0], B,
-                T, *_given_back(given), *call.switches,
+                call.h_drop, given.y, *strides(given.y), given.last, given.state,
+                out.saved, out.states, d_sums, results.h0, arrivals.view(np.int32),
+                blocks[0], B, T, *_given_back(given), *call.switches,
             ),
             split.bytes(real.bitwidth, U),
         ),
@@ -205,33 +211,36 @@ def _in_tiles(
     call: Call, given: Cotangents, out: Outputs, d_sums: Any, results: Results,
     division: None, allocate: Any,
 ) -> list[Launch]:  # fmt: skip
-    """Return a launch for each step, and one before them."""
-    config, dtype = call.config, call.x.dtype
+    """Return the launches of each step, and one before them."""
+    config, dtype, drops = call.config, call.x.dtype, call.h_drop.size > 0
     (B, T, _), U, real = call.x.shape, config.units, REAL[dtype]
-    kernel = _tiled(
-        real,
-        scalars(config.activation),
-        scalars(config.recurrent_activation),
-        call.mask.size > 0,
+    before, masked = not config.reset_after, call.mask.size > 0
+    both = scalars_of(config)
+    step = _tiled(real, *both, not before, masked, call.per_gate, drops)
+    reset = _reset(real, *both, masked, drops) if before else None
+    d_states, d_zs, carried, going = (
+        allocate((B, U if wanted else 0), dtype)
+        for wanted in (True, before, masked, masked)
     )
-    between = [allocate((B, U), dtype)]
-    between += [allocate((B, U if call.mask.size > 0 else 0), dtype) for _ in range(2)]
     blocks = -(-B // backward_tiles.ROWS), -(-U // backward_tiles.UNITS)
-    return [
-        Launch(
-            kernel,
-            backward_tiles.signature(real),
-            blocks,
-            products.THREADS,
-            (
-                call.weights.recurrent_kernel, call.h0, call.mask, *call.mask.strides,
-                given.y, *strides(given.y), given.last, given.state, out.saved,
-                out.states, d_sums, *between, results.h0, t, B, T, U,
-                *_given_back(given), *call.switches,
-            ),
-        )
-        for t in range(T, -1, -1)
-    ]  # fmt: skip
+    mask = call.mask, *call.mask.strides
+    recurrent, launches = call.weights.recurrent_kernel, []
+    for t in range(T, -1, -1):
+        arguments = (
+            recurrent, call.h0, *mask, call.h_drop, given.y, *strides(given.y),
+            given.last, given.state, out.saved, out.states, d_sums, d_states, d_zs,
+            carried, going, results.h0, t, B, T, U, *_given_back(given), *call.switches,
+        )  # fmt: skip
+        signature, threads = backward_tiles.signature(real), products.THREADS
+        launches.append(Launch(step, signature, blocks, threads, arguments))
+        if before and t > 0:
+            arguments = (
+                recurrent, call.h0, *mask, call.h_drop, out.saved, out.states, d_sums,
+                d_states, d_zs, t - 1, B, T, U,
+            )  # fmt: skip
+            signature = backward_tiles.reset_signature(real)
+            launches.append(Launch(reset, signature, blocks, threads, arguments))
+    return launches
 
 
 def _sum(real: Any, parts: Any, total: Any, count: int, units: int) -> Launch:

@@ -4,7 +4,8 @@ For layers whose recurrent weights are more than one multiprocessor holds: each 
 keeps those of a few units in shared memory over all steps, and has the sums of its
 units for some rows. After a step it shows the new states in memory, counts itself
 (`ptx.arrive`), waits until all blocks of its rows have, and reads the states of all
-units; with the reset gate before the product it does so twice a step. A sum is one
+units; with the reset gate before the product it does so twice a step. With dropout of
+the state it shows them as each gate sees them. A sum is one
 chain over the units, in the order of kernels/__init__.py. One launch for a sequence; a
 cooperative one, for all blocks have to be there at once.
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 from numba import types
 
 from numbagru._jit_cuda import DeviceFunction
+from numbagru.kernels.cuda.limits import copies as copies_of
 from numbagru.kernels.cuda.ptx import (
     arrive,
     arrived,
@@ -116,13 +118,21 @@ def signature(real):
     numbers, flags = types.CPointer(real), types.CPointer(types.uint8)
     size, flag = types.int32, types.boolean
     return (
-        numbers, numbers, numbers, numbers, flags, size, size, numbers, size, size,
-        numbers, numbers, numbers, numbers, numbers, types.CPointer(types.int32), size,
-        size, size, flag, flag, flag,
+        numbers, numbers, numbers, numbers, flags, size, size, numbers, numbers, size,
+        size, numbers, numbers, numbers, numbers, numbers, types.CPointer(types.int32),
+        size, size, size, flag, flag, flag,
     )  # fmt: skip
 
 
-def make(real, units, split, act, rec, reset_after, masked, keeps):
+def shown_slots(reset_after, drops):
+    """Count the arrays (B, U) that blocks show each other.
+
+    States before and after a step, and those that the reset gate has multiplied.
+    """
+    return 2 * copies_of(reset_after, drops) + (0 if reset_after else 1)
+
+
+def make(real, units, split, act, rec, reset_after, masked, drops, keeps):
     """Make the kernel.
 
     Parameters
@@ -133,15 +143,18 @@ def make(real, units, split, act, rec, reset_after, masked, keeps):
     split : limits.Split
     act, rec : launch.Scalars
         Of the candidate and of the gates.
-    reset_after, masked, keeps : bool
-        `keeps`: whether gates and states are kept for the backward pass.
+    reset_after, masked, drops, keeps : bool
+        `drops`: whether the state has dropout; `keeps`: whether gates and states are
+        kept for the backward pass.
     """
     own, rows, each = split
+    copies = copies_of(reset_after, drops)
     gates, two, columns, count = 3 * units, 2 * units, 3 * own, rows * own
     threads, lanes, depth = THREADS, vector_lanes(real), DEPTH
     padded = -(-units // lanes) * lanes
     seen_at = -(-columns * units // lanes) * lanes
-    sums_at = seen_at + rows * padded
+    copy_size, inner_slot = rows * padded, 2 * copies
+    sums_at = seen_at + copies * copy_size
     inner_at, h_at, output_at = (sums_at + k * count for k in range(3, 6))
     hh_at = sums_at + 2 * count
     zero, nan = real(0), real("nan")
@@ -151,6 +164,15 @@ def make(real, units, split, act, rec, reset_after, masked, keeps):
     add_products = make_add_products(units, columns, each)
     # Columns whose sums need no reset gate; barriers of a step.
     early, meetings = (gates, 1) if reset_after else (two, 2)
+
+    @DeviceFunction
+    def show(shown, turn, h_drop, h, row, u, B):
+        """Show a unit's state before step `turn`, as each gate sees it."""
+        for g in range(copies):
+            seen = h
+            if drops:
+                seen = h * h_drop[(g * B + row) * units + u]
+            shown[(((turn & 1) * copies + g) * B + row) * units + u] = seen
 
     @DeviceFunction
     def sum_up(s, total, ahead, weights, xw, bias, c, column, r0, first, t, B, T):
@@ -163,13 +185,16 @@ def make(real, units, split, act, rec, reset_after, masked, keeps):
             if t + 1 < T:
                 x = (min(first + r0 + r, B - 1) * T + t + 1) * gates + column
                 ahead[r] = xw[x]
-        add_products(total, weights, s, c, seen_at + r0 * padded)
+        start = seen_at + r0 * padded
+        if drops and column < early:
+            start += c // own * copy_size
+        add_products(total, weights, s, c, start)
         for r in range(each):
             s[sums_at + (c // own * rows + r0 + r) * own + c % own] = total[r]
 
     def forward_on_grid(
-        xw, recurrent, bias, h0, mask, mask_row, mask_step, y, y_row, y_step, last,
-        state, saved, states, shown, arrivals, blocks, B, T, has_y, zero_output,
+        xw, recurrent, bias, h0, mask, mask_row, mask_step, h_drop, y, y_row, y_step,
+        last, state, saved, states, shown, arrivals, blocks, B, T, has_y, zero_output,
         first_is_state,
     ):  # fmt: skip
         s = cuda.shared.array(0, real, alignment=16)  # as large as the launch says
@@ -189,6 +214,8 @@ def make(real, units, split, act, rec, reset_after, masked, keeps):
             start = h0[row * units + u]
             s[h_at + i] = start
             s[output_at + i] = start if first_is_state or T == 0 else zero
+            if first + i // own < B and left + i % own < units:
+                show(shown, 0, h_drop, start, row, u, B)
         if tid == 0:
             came[0] = 1
         # A thread's column of each gate's units, and its rows.
@@ -200,10 +227,12 @@ def make(real, units, split, act, rec, reset_after, masked, keeps):
             if sums and T > 0:
                 ahead[r] = xw[min(first + r0 + r, B - 1) * T * gates + column]
         for t in range(T):
-            if t == 0:
-                see(s, seen_at, h0, 0, units, first, B)
-            else:
-                see(s, seen_at, shown, (t & 1) * B * units, units, first, B)
+            meet(came, arrivals, blocks * (meetings * t + 1))
+            for g in range(copies):
+                slot = (t & 1) * copies + g
+                see(
+                    s, seen_at + g * copy_size, shown, slot * B * units, units, first, B
+                )
             cuda.syncthreads()
             if sums and column < early:
                 sum_up(
@@ -217,16 +246,18 @@ def make(real, units, split, act, rec, reset_after, masked, keeps):
                     z, inner, z_kept, r_kept = half_of_gates(
                         s[sums_at + i], s[sums_at + count + i], s[h_at + i]
                     )
+                    if drops:
+                        inner *= h_drop[(2 * B + row) * units + u]
                     s[sums_at + i] = z
                     s[inner_at + i] = inner
                     if first + i // own < B and left + i % own < units:
-                        shown[(2 * B + row) * units + u] = inner
+                        shown[(inner_slot * B + row) * units + u] = inner
                         if keeps:
                             kept = (row * T + t) * 4 * units + u
                             saved[kept] = z_kept
                             saved[kept + units] = r_kept
-                meet(came, arrivals, blocks * (2 * t + 1))
-                see(s, seen_at, shown, 2 * B * units, units, first, B)
+                meet(came, arrivals, blocks * (meetings * t + 2))
+                see(s, seen_at, shown, inner_slot * B * units, units, first, B)
                 cuda.syncthreads()
                 if sums and column >= early:
                     sum_up(
@@ -262,15 +293,13 @@ def make(real, units, split, act, rec, reset_after, masked, keeps):
                 elif zero_output:
                     s[output_at + i] = zero
                 if heard:
-                    shown[(((t + 1) & 1) * B + row) * units + u] = s[h_at + i]
+                    show(shown, t + 1, h_drop, s[h_at + i], row, u, B)
                     if has_y:
                         y[row * y_row + t * y_step + u] = s[output_at + i]
                     if keeps:
                         saved[kept + two] = hh_kept
                         saved[kept + gates] = inner
                         states[(row * T + t) * units + u] = s[h_at + i]
-            if t + 1 < T:
-                meet(came, arrivals, blocks * meetings * (t + 1))
         cuda.syncthreads()
         for i in range(tid, count, threads):
             row, u = first + i // own, left + i % own

@@ -15,15 +15,15 @@ from __future__ import annotations
 from numba import types
 
 from numbagru._jit_cuda import DeviceFunction
-from numbagru.gates import blend, candidate_sum, reset_state
 from numbagru.kernels.cuda.limits import fits
 from numbagru.kernels.cuda.ptx import chain, cuda, take, vector_lanes
+from numbagru.kernels.cuda.step import make_halves, make_step
 from numbagru.scalar import fma
 
 WARP, MOST_THREADS = 32, 512
 SHARED_BYTES = 48 * 1024
-# Of each unit of each row: sums of the three gates, which become gates, the candidate's
-# input or r * h, the state and the output.
+# Of each unit of each row: sums of the three gates, the candidate's input or r * h, the
+# state and the output.
 _SECTIONS = 6
 
 
@@ -70,7 +70,8 @@ def make(real, units, rows, act, rec, reset_after, masked, drops, keeps):
         Whether there is a mask, whether the state has dropout, and whether gates and
         states are kept for the backward pass.
     """
-    (act, _, act_of_input), (rec, _, rec_of_input) = act, rec
+    one_step = make_step(real, act, rec)
+    half_of_gates, half_of_state = make_halves(real, act, rec)
     gates, two, threads = 3 * units, 2 * units, threads_of(units)
     resident, shared = fits(real.bitwidth, units), on_chip(real, units, rows, drops)
     lanes = vector_lanes(real)
@@ -172,23 +173,21 @@ def make(real, units, rows, act, rec, reset_after, masked, drops, keeps):
                 B, T,
             )  # fmt: skip
             cuda.syncthreads()
-            for i in range(tid, count, threads):
-                r, u = i // units, i % units
-                row = min(first + r, B - 1)
-                z_sum, r_sum = s[z + i], s[reset + i]
-                s[z + i] = rec(z_sum)
-                s[reset + i] = rec(r_sum)
-                if keeps and first + r < B:
-                    kept = (row * T + t) * 4 * units + u
-                    saved[kept] = z_sum if rec_of_input else s[z + i]
-                    saved[kept + units] = r_sum if rec_of_input else s[reset + i]
-                if not reset_after:
-                    inner = reset_state(s[reset + i], s[h + i])
+            if not reset_after:
+                for i in range(tid, count, threads):
+                    r, u = i // units, i % units
+                    row = min(first + r, B - 1)
+                    s[z + i], inner, z_kept, r_kept = half_of_gates(
+                        s[z + i], s[reset + i], s[h + i]
+                    )
                     if drops:
                         inner *= h_drop[(2 * B + row) * units + u]
                     s[x_h + i] = inner
                     s[base + last_copy + spot(r, u)] = inner
-            if not reset_after:
+                    if keeps and first + r < B:
+                        kept = (row * T + t) * 4 * units + u
+                        saved[kept] = z_kept
+                        saved[kept + units] = r_kept
                 cuda.syncthreads()
                 sum_up(
                     s, base, total, ahead, weights, xw, recurrent, bias, two, gates,
@@ -198,12 +197,18 @@ def make(real, units, rows, act, rec, reset_after, masked, drops, keeps):
             for i in range(tid, count, threads):
                 r, u = i // units, i % units
                 row = min(first + r, B - 1)
-                hh_sum, inner = s[hh + i], s[x_h + i]
+                inner = s[x_h + i]
                 if reset_after:
-                    inner = hh_sum
-                    hh_sum = candidate_sum(s[reset + i], inner, s[x_h + i])
-                candidate = real(act(hh_sum))  # a user's may give another type
-                new = blend(s[z + i], s[h + i], candidate)
+                    x_h_sum, inner = inner, s[hh + i]
+                    new, z_kept, r_kept, hh_kept = one_step(
+                        s[z + i], s[reset + i], inner, x_h_sum, s[h + i]
+                    )
+                    if keeps and first + r < B:
+                        kept = (row * T + t) * 4 * units + u
+                        saved[kept] = z_kept
+                        saved[kept + units] = r_kept
+                else:
+                    new, hh_kept = half_of_state(s[z + i], s[hh + i], s[h + i])
                 active = True
                 if masked:
                     active = mask[row * mask_row + t * mask_step] != 0
@@ -221,7 +226,7 @@ def make(real, units, rows, act, rec, reset_after, masked, drops, keeps):
                         y[row * y_row + t * y_step + u] = s[output + i]
                     if keeps:
                         kept = (row * T + t) * 4 * units + u
-                        saved[kept + two] = hh_sum if act_of_input else candidate
+                        saved[kept + two] = hh_kept
                         saved[kept + gates] = inner
                         states[(row * T + t) * units + u] = s[h + i]
         for i in range(tid, count, threads):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from numbagru._jit_cuda import LEAST_CAPABILITY
 from numbagru.activations.formulas import OF_INPUT, SCALAR
 
 
@@ -17,6 +18,7 @@ class Launch(NamedTuple):
     threads: int
     arguments: tuple[Any, ...]
     shared_bytes: int = 0  # of the array whose size a launch gives
+    capability: tuple[int, int] = LEAST_CAPABILITY  # of a device that can run it
 
 
 class Scalars(NamedTuple):
@@ -33,6 +35,11 @@ def scalars(activation: Any) -> Scalars:
         key = activation.forward_argument.name
         return Scalars(*SCALAR[key], key in OF_INPUT)
     return Scalars(activation.function, activation.derivative, True)
+
+
+def scalars_of(config: Any) -> tuple[Scalars, Scalars]:
+    """Return those of a `GRUConfig`: the candidate's, and that of the gates."""
+    return scalars(config.activation), scalars(config.recurrent_activation)
 
 
 def strides(array: Any) -> tuple[int, ...]:

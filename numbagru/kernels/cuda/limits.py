@@ -52,19 +52,29 @@ class Split(NamedTuple):
         """Return the blocks along units and along rows."""
         return -(-units // self.units), -(-B // self.rows)
 
-    def bytes(self, bits: int, units: int) -> int:
+    def bytes(self, bits: int, units: int, copies: int = 1) -> int:
         """Count the bytes of a block in shared memory.
 
-        Recurrent weights, the states of all units, and of each of its own units and
-        rows the three sums, the candidate's input, the state and the output.
+        Recurrent weights, `copies` of the states of all units, and of each of its own
+        units and rows the three sums, the candidate's input, the state and the output.
         """
         lanes = 128 // bits
         weights = -(-3 * self.units * units // lanes) * lanes
-        states = self.rows * -(-units // lanes) * lanes
+        states = copies * self.rows * -(-units // lanes) * lanes
         return (weights + states + 6 * self.units * self.rows) * bits // 8
 
 
-def split(bits: int, units: int, B: int, chip: Chip) -> Split | None:
+def copies(reset_after: bool, drops: bool) -> int:
+    """Count the states that gates see: with dropout of the state one for each gate.
+
+    With the reset gate before the product the candidate's are made in between.
+    """
+    if not drops:
+        return 1
+    return 3 if reset_after else 2
+
+
+def split(bits: int, units: int, B: int, chip: Chip, copies: int = 1) -> Split | None:
     """Divide a layer among blocks that are all there at once, None if they are not.
 
     As few blocks as possible: each has to wait for all others. Three warps of eight
@@ -78,7 +88,7 @@ def split(bits: int, units: int, B: int, chip: Chip) -> Split | None:
         rows = most
         while rows > 0:
             found = Split(own, rows, min(2, rows))
-            size = found.bytes(bits, units) + _RESERVED_BYTES
+            size = found.bytes(bits, units, copies) + _RESERVED_BYTES
             at_once = min(chip.shared_bytes // size, _MOST_BLOCKS)
             along_units, along_rows = found.blocks(units, B)
             fits_block = size <= chip.block_bytes

@@ -10,7 +10,7 @@ import numpy as np
 
 from numbagru.kernels.call import Call, Cotangents, Outputs, Results
 from numbagru.kernels.cuda import backward_cuda, elementwise, forward_cuda
-from numbagru.kernels.cuda.limits import most_rows, split
+from numbagru.kernels.cuda.limits import copies, most_rows, split
 from numbagru.kernels.plain_cpu import saved_shapes
 
 __all__ = [
@@ -57,8 +57,9 @@ def forward_on_grid(call: Call, out: Outputs, most: int) -> None:
 
 
 def _split(call: Call) -> Any:
-    B, bits = call.x.shape[0], 8 * call.x.itemsize
-    return split(bits, call.config.units, B, call.place.chip())
+    config, B, bits = call.config, call.x.shape[0], 8 * call.x.itemsize
+    seen = copies(config.reset_after, call.h_drop.size > 0)
+    return split(bits, config.units, B, call.place.chip(), seen)
 
 
 def _backward(
@@ -85,9 +86,5 @@ def _backward(
 
 
 backward = functools.partial(_backward, _rows)
-backward_on_grid = functools.partial(
-    _backward, lambda call: _rows(call) if call.per_gate else _split(call)
-)
-backward_tiled = functools.partial(
-    _backward, lambda call: _rows(call) if call.per_gate else None
-)
+backward_on_grid = functools.partial(_backward, _split)
+backward_tiled = functools.partial(_backward, lambda call: None)

@@ -12,7 +12,16 @@ from numba.cuda.extending import intrinsic
 
 from numbagru.scalar import fma_of
 
-__all__ = ["arrive", "arrived", "chain", "cuda", "take", "vector_lanes"]
+__all__ = [
+    "arrive",
+    "arrived",
+    "chain",
+    "cuda",
+    "multiply_add",
+    "take",
+    "to_tf32",
+    "vector_lanes",
+]
 
 _VECTOR_BYTES = 16
 
@@ -60,6 +69,63 @@ def arrived(typingctx, counters, place):
         return builder.asm(kind, read, "=r,l,~{memory}", [spot], side_effect=True)
 
     return types.int32(counters, types.intp), codegen
+
+
+# Where the numbers of each thread of a warp belong: PTX ISA, "Matrix fragments for
+# mma.m16n8k8"; thread i has row i // 4 of the left matrix and of the sums, and column
+# i // 4 of the right one.
+_MULTIPLY_ADD = (
+    "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+    "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
+)
+
+
+@intrinsic
+def to_tf32(typingctx, value):
+    """Round to the eleven bits that tensor cores multiply, a half away from zero."""
+
+    def codegen(context, builder, signature, args):
+        word = ir.IntType(32)
+        kind = ir.FunctionType(word, [args[0].type])
+        rounded = builder.asm(kind, "cvt.rna.tf32.f32 $0, $1;", "=r,f", args, False)
+        return builder.bitcast(rounded, args[0].type)
+
+    return types.float32(value), codegen
+
+
+@intrinsic
+def multiply_add(typingctx, totals, at, a0, a1, a2, a3, b0, b1):
+    """Add the product of a 16 x 8 and an 8 x 8 matrix to 16 x 8 sums, all of a warp's.
+
+    A thread brings four numbers and two, rounded, and has four sums from `at` on.
+    """
+
+    def codegen(context, builder, signature, args):
+        number, word = ir.FloatType(), ir.IntType(32)
+        spots = [
+            _spot(
+                context, builder, signature.args[0], args[0],
+                builder.add(args[1], cgutils.intp_t(i)),
+            )
+            for i in range(4)
+        ]  # fmt: skip
+        kind = ir.FunctionType(
+            ir.LiteralStructType([number] * 4), [word] * 6 + [number] * 4
+        )
+        factors = [builder.bitcast(arg, word) for arg in args[2:]]
+        sums = builder.asm(
+            kind,
+            _MULTIPLY_ADD,
+            "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
+            factors + [builder.load(spot) for spot in spots],
+            side_effect=True,
+        )
+        for i, spot in enumerate(spots):
+            builder.store(builder.extract_value(sums, i), spot)
+        return context.get_dummy_value()
+
+    numbers = [types.float32] * 6
+    return types.void(totals, types.intp, *numbers), codegen
 
 
 # The loops of both are written out: of more than some hundred rounds NVVM makes loops,

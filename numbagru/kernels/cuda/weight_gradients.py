@@ -13,11 +13,10 @@ from numba import types
 from numbagru._jit_cuda import DeviceFunction
 from numbagru.kernels.cuda.products import (
     DEPTH,
-    EACH,
-    SIDE,
+    SUMS,
     THREADS,
     TILE,
-    add_products,
+    tile_of,
 )
 from numbagru.kernels.cuda.ptx import cuda
 from numbagru.scalar import fma
@@ -52,13 +51,14 @@ def gradient_signature(real):
     )  # fmt: skip
 
 
-def make_gradient(real, of_states, reset_after, masked, drops):
+def make_gradient(real, of_states, reset_after, masked, drops, precision):
     """Make the kernel for the kernel's gradient, or the recurrent kernel's.
 
     A block has `TILE` inputs or states and as many columns of one gate; gridDim.z is
     the number of parts, gridDim.y of tiles of all three gates.
     """
-    tile_size, sums_size = TILE * DEPTH, EACH * EACH
+    row_size, row_at, column_at, rounded, add_products = tile_of(precision)
+    tile_size, shared_size = TILE * DEPTH, row_size * DEPTH
     sample_of, counts = _samples(real, masked)
     zero = real(0)
 
@@ -82,11 +82,10 @@ def make_gradient(real, of_states, reset_after, masked, drops):
         x, x_row, x_step, h0, states, saved, d_sums, mask, mask_row, mask_step, order,
         drop, parts, B, T, K, U, rows_per_part, block_rows,
     ):  # fmt: skip
-        a = cuda.shared.array(tile_size, real)
-        b = cuda.shared.array(tile_size, real)
-        total = cuda.local.array(sums_size, real)
+        a = cuda.shared.array(shared_size, real)
+        b = cuda.shared.array(shared_size, real)
+        total = cuda.local.array(SUMS, real)
         tid = cuda.threadIdx.x
-        ty, tx = tid // SIDE, tid % SIDE
         left = cuda.blockIdx.x * TILE
         tiles = (U + TILE - 1) // TILE
         gate, top = cuda.blockIdx.y // tiles, cuda.blockIdx.y % tiles * TILE
@@ -94,7 +93,7 @@ def make_gradient(real, of_states, reset_after, masked, drops):
         slot = (gate + 1) % 3
         if of_states and reset_after and gate == 2:
             slot = 3
-        for i in range(sums_size):
+        for i in range(SUMS):
             total[i] = zero
         part = cuda.blockIdx.z
         stop = min(B, (part + 1) * rows_per_part)
@@ -103,30 +102,25 @@ def make_gradient(real, of_states, reset_after, masked, drops):
             for start in range(0, n * T, DEPTH):
                 depth = min(DEPTH, n * T - start)
                 for i in range(tid, tile_size, THREADS):
-                    number = i // TILE
+                    number, seen, d = i // TILE, zero, zero
                     if number < depth:
                         row, t = sample_of(order, first, n, start + number, T)
                         k, u = min(left + i % TILE, K - 1), min(top + i % TILE, U - 1)
-                        a[i] = b[i] = zero
                         if counts(mask, mask_row, mask_step, row, t):
-                            a[i] = factor(
+                            seen = factor(
                                 x, x_row, x_step, h0, states, saved, drop, gate, row, t,
                                 k, B, T, U, K,
                             )  # fmt: skip
-                            b[i] = d_sums[((row * T + t) * 4 + slot) * U + u]
+                            d = d_sums[((row * T + t) * 4 + slot) * U + u]
+                    a[number * row_size + i % TILE] = rounded(seen)
+                    b[number * row_size + i % TILE] = rounded(d)
                 cuda.syncthreads()
-                if depth == DEPTH:
-                    add_products(total, a, b, ty, tx, DEPTH)
-                else:
-                    add_products(total, a, b, ty, tx, depth)
+                add_products(total, a, b, depth)
                 cuda.syncthreads()
-        for i in range(EACH):
-            k = left + ty + i * SIDE
-            for j in range(EACH):
-                u = top + tx + j * SIDE
-                if k < K and u < U:
-                    spot = ((part * K + k) * 3 + gate) * U + u
-                    parts[spot] = total[i * EACH + j]
+        for i in range(SUMS):
+            k, u = left + row_at(i), top + column_at(i)
+            if k < K and u < U:
+                parts[((part * K + k) * 3 + gate) * U + u] = total[i]
 
     return gradient
 
