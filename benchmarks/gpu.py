@@ -53,7 +53,7 @@ VARIANTS = {
 CHECKED = (
     Shape(1, 7, 3, 5),
     Shape(37, 20, 17, 96),
-    Shape(7, 30, 5, 113),
+    Shape(7, 30, 5, 109),
     Shape(60, 9, 40, 250),
     Shape(700, 5, 8, 250),
     Shape(2, 6, 8, 2000),

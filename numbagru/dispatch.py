@@ -119,7 +119,7 @@ KERNELS = (
         plain_cpu.saved_shapes,
     ),
     # Models, from counting instructions, not yet timed: a step takes four cycles for
-    # each unit and what the gates take, 0.25 us for 112 units at 1.8 GHz.
+    # each unit and what the gates take, 0.25 us for 108 units at 1.8 GHz.
     Row(
         "cuda_resident",
         "cuda",
@@ -127,8 +127,7 @@ KERNELS = (
         *_CUDA,
         (_fused, _scalar, _resident),
     ),
-    # 1.2 us for 512 units, and 1.3 for the states and the barrier; back three times
-    # the first.
+    # 1.2 us for 512 units, and 1.3 for the states and the barrier; back 2 for those.
     Row(
         "cuda_grid",
         "cuda",

@@ -34,10 +34,14 @@ state stays, the output repeats (or is zero), the gradient passes through.
 Order of sums, for each output element: the bias, then one chain of fused multiply-adds
 over features 0..F-1, then units 0..U-1; the candidate's recurrent part with the reset
 gate after the product is a chain of its own from its own bias. Never split, never
-reassociated. Weight gradients are partial sums over fixed blocks of rows, each from the
-last step to the first, added in the order of the blocks. An activation that takes all
-units of a row adds them as folds.py says. So no result depends on the
-rows around it, on threads, on chunks of time or on the vector width.
+reassociated. The gradient of a state adds a chain over the units for each gate, of z,
+of r and of the candidate; one chain for all would keep a GPU waiting three times as
+long (cuda/backward_rows.py), and a row alone on the CPU. That of an input is one chain
+over the units of the candidate, of z and of r; with dropout per gate one each. Weight
+gradients are partial sums over fixed blocks of rows, each from the last step to the
+first, added in the order of the blocks. An activation that takes all units of a row
+adds them as folds.py says. So no result depends on the rows around it, on threads, on
+chunks of time or on the vector width.
 
 Where things are
     vector_ir, simd, atomics  what Numba lacks: vectors, addresses, words of threads,

@@ -174,7 +174,7 @@ def _block_of(reset_after, per_gate, whole_rows):
         a, w, act, rec, d_act, d_rec, words, own, b, total, at_once, capacity, start,
         onward,
     ):  # fmt: skip
-        T, U = a.T, a.U
+        T = a.T
         if start == 0:
             _begin(a, w, b, total)
             if per_gate:
@@ -211,7 +211,7 @@ def _block_of(reset_after, per_gate, whole_rows):
                     add_to_dh_per_gate(a, w, own, n, e, gates)
                     input_gradient_per_gate(a, w, own, e, b, n, t)
                 else:
-                    add_to_dh(a, w, own, n, e, gates * U)
+                    add_to_dh(a, w, own, n, e, gates)
                     steps = slot % at_once + 1
                     if steps == at_once or t == 0:
                         oldest = at(e, (1 - steps) * total * w.e_row)

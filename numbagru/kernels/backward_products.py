@@ -23,6 +23,8 @@ from numbagru.kernels.team import (
 from numbagru.kernels.tiles import (
     add_sums,
     add_sums_of_half,
+    add_three_gates,
+    add_two_gates,
     continue_sums,
     continue_sums_of_gates,
     tile_rows,
@@ -30,8 +32,11 @@ from numbagru.kernels.tiles import (
 
 
 @routine
-def _add_rows(n, first, stop, a, a_row, b, b_column, K, c, c_row, width, most):
-    """``c += a b`` for n rows and the vectors from `first` to `stop`.
+def _add_rows(
+    n, first, stop, a, a_row, a_part, b, b_column, b_part, parts, K, c, c_row, width,
+    most,
+):  # fmt: skip
+    """``c += a b`` for n rows and the vectors from `first` to `stop`, as `add_sums`.
 
     Summed up from zero: small terms added one by one to a large dh would each leave a
     rounding error of its size, four to ten times NumPy's at 70 units (test_kernels.py).
@@ -47,8 +52,8 @@ def _add_rows(n, first, stop, a, a_row, b, b_column, K, c, c_row, width, most):
             left = stop - v
             wide = 3 if left >= 3 and left != 4 else min(left, 2)
             add_sums(
-                m, wide, at(a, i * a_row), a_row, 1, at(b, v * b_column), width,
-                b_column, K, at(c, i * c_row + v * width), c_row, width,
+                m, wide, at(a, i * a_row), a_row, a_part, at(b, v * b_column), width,
+                b_column, b_part, parts, K, at(c, i * c_row + v * width), c_row, width,
             )  # fmt: skip
             v += wide
         i += m
@@ -61,21 +66,29 @@ def _add_rows_of_half(n, a, a_row, b, K, c, c_row, width, most):
     while i < n:
         m = tile_rows(n - i, most)
         add_sums_of_half(
-            m, at(a, i * a_row), a_row, 1, b, width, K, at(c, i * c_row), c_row
+            m, at(a, i * a_row), a_row, 0, b, width, 0, 0, 1, K, at(c, i * c_row),
+            c_row, 0,
         )  # fmt: skip
         i += m
 
 
 @routine
-def add_to_dh(a, w, own, n, e, K):
-    """Add the gradients of K sums after the first U, times their weights, to dh."""
+def add_to_dh(a, w, own, n, e, gates):
+    """Add the gradients of so many gates' sums, times their weights, to dh."""
     width, most = vector_lanes(a.x), most_rows(a.x)
     U, V = a.U, w.V
     first, stop = share_of(own, V // width, 1)
-    _add_rows(
-        n, first, stop, at(e, U), w.e_row, a.recurrent, 3 * U * width, K, w.dh, V,
-        width, most,
-    )  # fmt: skip
+    sums, part = at(e, U), U * width
+    # One row of 32 units, 5000 steps: 2.81 ms, side by side 2.64.
+    if n == 1 and first == 0 and stop == 2 and gates == 3:
+        add_three_gates(sums, U, a.recurrent, 3 * part, part, U, w.dh)
+    elif n == 1 and first == 0 and stop == 2:
+        add_two_gates(sums, U, a.recurrent, 3 * part, part, U, w.dh)
+    else:
+        _add_rows(
+            n, first, stop, sums, w.e_row, U, a.recurrent, 3 * part, part, gates, U,
+            w.dh, V, width, most,
+        )  # fmt: skip
 
 
 @routine
@@ -111,8 +124,8 @@ def multiply_recurrent(a, w, own, n, d, k, K):
     for i in range(n):
         clear(at(w.inner, i * V + first * width), (stop - first) * width)
     _add_rows(
-        n, first, stop, d, w.e_row, at(a.recurrent, k * width), 3 * U * width, K,
-        w.inner, V, width, most,
+        n, first, stop, d, w.e_row, 0, at(a.recurrent, k * width), 3 * U * width, 0, 1,
+        K, w.inner, V, width, most,
     )  # fmt: skip
 
 
@@ -137,8 +150,8 @@ def input_gradient(a, w, own, e, b, n, t, steps):
         whole -= 1
     vector = 3 * U * width
     _add_rows(
-        rows, first, min(stop, whole), e, w.e_row, a.kernel, vector, 3 * U, w.d_x, FV,
-        width, most,
+        rows, first, min(stop, whole), e, w.e_row, 0, a.kernel, vector, 0, 1, 3 * U,
+        w.d_x, FV, width, most,
     )  # fmt: skip
     if first <= whole < stop:
         _add_rows_of_half(
@@ -164,8 +177,9 @@ def input_gradient_per_gate(a, w, own, e, b, n, t):
         for i in range(n):
             clear(at(w.d_x, i * FV + start), (stop - first) * width)
         _add_rows(
-            n, first, stop, at(e, place * U), w.e_row, at(a.kernel, place * U * width),
-            3 * U * width, U, w.d_x, FV, width, most,
+            n, first, stop, at(e, place * U), w.e_row, 0,
+            at(a.kernel, place * U * width), 3 * U * width, 0, 1, U, w.d_x, FV, width,
+            most,
         )  # fmt: skip
         for i in range(n):
             row = row_of(a, b + i)

@@ -45,17 +45,23 @@ def _blocks(count, each):
 
 
 @routine
-def _add_transposed(n, a, a_row, matrix, first_gate, v, columns, scratch, c, c_row):
-    """``c += a b`` for vectors of the transpose of a matrix whose gates start there."""
+def _add_transposed(
+    n, a, a_row, matrix, first_gate, v, columns, parts, scratch, c, c_row
+):
+    """``c += a b`` for vectors of the transpose of a matrix whose gates start there.
+
+    In so many parts, as `register_tiles.sum_tile` has them.
+    """
     width, K = vector_lanes(matrix), matrix.shape[1]
     for q in range(columns):
         transpose(matrix, first_gate, v + q, at(scratch, q * K * width))
     i = 0
     while i < n:
         m = tile_rows(n - i, most_rows(a))
+        part = K // parts
         add_sums(
-            m, columns, at(a, i * a_row), a_row, 1, scratch, width, K * width, K,
-            at(c, i * c_row), c_row, width,
+            m, columns, at(a, i * a_row), a_row, part, scratch, width, K * width,
+            part * width, parts, part, at(c, i * c_row), c_row, width,
         )  # fmt: skip
         i += m
 
@@ -162,7 +168,7 @@ def _backward_products(words, helper, data):
             v = item * MOST_COLUMNS
             columns = min(MOST_COLUMNS, U // width - v)
             _add_transposed(
-                B, at(d, U), d_row, weights, 0, v, columns, scratch,
+                B, at(d, U), d_row, weights, 0, v, columns, 3, scratch,
                 at(pointer(d_h0), v * width), U,
             )  # fmt: skip
         elif item < of_kernel:
@@ -170,7 +176,7 @@ def _backward_products(words, helper, data):
             columns = min(MOST_COLUMNS, _blocks(F, width) - v)
             row = columns * width
             clear(inputs, B * row)
-            _add_transposed(B, d, d_row, W, 2, v, columns, scratch, inputs, row)
+            _add_transposed(B, d, d_row, W, 2, v, columns, 1, scratch, inputs, row)
             count = min(row, F - v * width)
             for b in range(B):
                 target = at(pointer(d_x), b * (d_x.strides[0] // x.itemsize))

@@ -12,8 +12,10 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
+from numbagru.kernels.simd import PAIR
 from numbagru.kernels.vector_ir import INDEX, Emitter, lanes
 from numbagru.scalar import outlined
 
@@ -121,14 +123,13 @@ def step_tile(rows: int, panels: int, candidate: bool, per_gate: bool) -> Any:
 
 
 @functools.cache
-def product_tile(rows: int, columns: int, apart: bool, halves: bool = False) -> Any:
+def product_tile(rows: int, columns: int) -> Any:
     """Make the tile of a product: ``c += a b`` for rows x vectors.
 
     ``tile(a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward)``:
     ``c[m c_row + n c_column] += sum_k a[m a_row + k a_k] b[k b_k + n b_column]``, a
     vector of lanes for each of the `columns` n; those after the first stand c_back
-    further back. The sum goes on from c if `onward`, else from zero, or is summed up
-    `apart` from zero and then added. With `halves`, vectors are half of a register.
+    further back. The sum goes on from c if `onward`, else from zero.
     """
 
     @intrinsic
@@ -139,27 +140,17 @@ def product_tile(rows: int, columns: int, apart: bool, halves: bool = False) -> 
         real = a.dtype
         n = types.intp
         signature = types.void(a, n, n, a, n, n, n, a, n, n, n, types.boolean)
-        width = lanes(real) // (2 if halves else 1)
 
         def emit_body(builder, args):
             a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column = args[:10]
             c_back, onward = args[10:]
-            emit = Emitter(builder, real, width)
-
-            def spots(base, row):
-                start = emit.move(base, emit.times(c_row, row))
-                rest = [
-                    emit.move(start, builder.sub(emit.times(c_column, n), c_back))
-                    for n in range(1, columns)
-                ]
-                return [start, *rest]
-
-            targets = [spots(c, m) for m in range(rows)]
+            emit = Emitter(builder, real)
+            targets = _spots(emit, c, rows, c_row, columns, c_column, c_back)
             zero = ir.Constant(emit.vector, None)
 
             def first_term(spot):
                 # Read in any case: a branch for each tile takes longer.
-                return zero if apart else builder.select(onward, emit.load(spot), zero)
+                return builder.select(onward, emit.load(spot), zero)
 
             sums = emit.chain(
                 [[first_term(spot) for spot in row] for row in targets],
@@ -171,15 +162,129 @@ def product_tile(rows: int, columns: int, apart: bool, halves: bool = False) -> 
             )
             for row, values in zip(targets, sums, strict=True):
                 for spot, value in zip(row, values, strict=True):
-                    if apart:
-                        value = builder.fadd(emit.load(spot), value)
                     emit.store(value, spot)
 
-        # A backward kernel calls each tile from several places: one function for all.
+        name = f"numbagru.product.{rows}x{columns}.{real}"
+        return signature, _apart(name, emit_body)
+
+    return tile
+
+
+@functools.cache
+def sum_tile(rows: int, columns: int, halves: bool = False) -> Any:
+    """Make the tile of sums of products that are added to what is there.
+
+    ``tile(a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column)``:
+    ``c[m c_row + n c_column] += sum_k a[m a_row + p a_part + k] b[k b_k + n b_column +
+    p b_part]`` for each of the `parts` p, one after the other, each summed up from
+    zero. With `halves`, vectors are half of a register.
+    """
+
+    @intrinsic
+    def tile(
+        typingctx, a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row,
+        c_column,
+    ):  # fmt: skip
+        real = a.dtype
+        n = types.intp
+        signature = types.void(a, n, n, a, n, n, n, n, n, a, n, n)
+        width = lanes(real) // (2 if halves else 1)
+
+        def emit_body(builder, args):
+            a, a_row, a_part, b, b_k, b_column, b_part, parts, K = args[:9]
+            c, c_row, c_column = args[9:]
+            emit = Emitter(builder, real, width)
+            targets = _spots(emit, c, rows, c_row, columns, c_column, INDEX(0))
+            zero = ir.Constant(emit.vector, None)
+            starts = emit.row_starts(a, a_row, rows)
+            with cgutils.for_range(builder, parts) as loop:
+                sums = emit.chain(
+                    [[zero] * columns] * rows,
+                    [[start] * columns for start in starts],
+                    INDEX(1),
+                    [emit.move(b, emit.times(b_column, n)) for n in range(columns)],
+                    b_k,
+                    K,
+                    builder.mul(loop.index, a_part),
+                    builder.mul(loop.index, b_part),
+                )
+                for row, values in zip(targets, sums, strict=True):
+                    for spot, value in zip(row, values, strict=True):
+                        emit.store(builder.fadd(emit.load(spot), value), spot)
+
+        name = f"numbagru.sums.{rows}x{columns}.{real}x{width}"
+        return signature, _apart(name, emit_body)
+
+    return tile
+
+
+def _spots(emit, base, rows, row_size, columns, column_size, back):
+    """Where a tile's sums belong, row by row."""
+    return [
+        [
+            emit.move(
+                base,
+                emit.times(row_size, m),
+                *([emit.builder.sub(emit.times(column_size, n), back)] if n else []),
+            )
+            for n in range(columns)
+        ]
+        for m in range(rows)
+    ]
+
+
+def _apart(name, emit_body):
+    """Give a codegen that calls a function of its own.
+
+    A backward kernel calls each tile from several places: one function for all.
+    """
+
+    def codegen(context, builder, signature, args):
+        kinds = [arg.type for arg in args]
+        builder.call(outlined(builder.module, name, kinds, emit_body), args)
+        return context.get_dummy_value()
+
+    return codegen
+
+
+@functools.cache
+def gates_tile(gates: int) -> Any:
+    """Make the tile of a row alone, of two panels: the parts of `sum_tile` together.
+
+    ``tile(a, a_part, b, b_panel, b_part, K, c)``. Two panels are too few chains for a
+    row to keep the multipliers busy with one part.
+    """
+
+    @intrinsic
+    def tile(typingctx, a, a_part, b, b_panel, b_part, K, c):
+        real = a.dtype
+        n = types.intp
+        signature = types.void(a, n, a, n, n, n, a)
+        width = lanes(real)
+
         def codegen(context, builder, signature, args):
-            name = f"numbagru.product.{rows}x{columns}.{apart}.{real}x{width}"
-            kinds = [arg.type for arg in args]
-            builder.call(outlined(builder.module, name, kinds, emit_body), args)
+            a, a_part, b, b_panel, b_part, K, c = args
+            emit = Emitter(builder, real)
+            starts = [emit.move(a, emit.times(a_part, g)) for g in range(gates)]
+            zero = ir.Constant(emit.vector, None)
+            (sums,) = emit.chain(
+                [[zero] * (PAIR * gates)],
+                [starts * PAIR],
+                INDEX(1),
+                [
+                    emit.move(b, emit.times(b_panel, p), emit.times(b_part, g))
+                    for p in range(PAIR)
+                    for g in range(gates)
+                ],
+                INDEX(width),
+                K,
+            )
+            for p in range(PAIR):
+                spot = emit.move(c, p * width)
+                total = emit.load(spot)
+                for value in sums[p * gates : (p + 1) * gates]:
+                    total = builder.fadd(total, value)
+                emit.store(total, spot)
             return context.get_dummy_value()
 
         return signature, codegen

@@ -6,7 +6,12 @@ import functools
 from typing import Any
 
 from numbagru._jit import routine, variant_routine
-from numbagru.kernels.register_tiles import product_tile, step_tile
+from numbagru.kernels.register_tiles import (
+    gates_tile,
+    product_tile,
+    step_tile,
+    sum_tile,
+)
 from numbagru.kernels.simd import ALONE, PAIR, copy, copy_vector
 
 
@@ -89,12 +94,10 @@ def step_sums(candidate: bool, per_gate: bool) -> Any:
     return sums
 
 
-def _product(columns, apart, halves=False):
-    t8, t4, t2, t1 = (
-        product_tile(rows, columns, apart, halves) for rows in (8, 4, 2, 1)
-    )
+def _product(columns):
+    t8, t4, t2, t1 = (product_tile(rows, columns) for rows in (8, 4, 2, 1))
 
-    @variant_routine(columns, apart, halves)
+    @variant_routine(columns)
     def product(
         m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward
     ):  # fmt: skip
@@ -111,9 +114,7 @@ def _product(columns, apart, halves=False):
 
 
 # ``c += a b`` for m rows and three vectors; without `columns` otherwise as below.
-continue_three = _product(3, False)
-_onward1 = _product(1, False)
-_apart3, _apart2, _apart1 = _product(3, True), _product(2, True), _product(1, True)
+continue_three, _onward1 = _product(3), _product(1)
 
 
 # `continue_sums` takes so many vectors, or one.
@@ -144,7 +145,7 @@ def continue_sums(
 # One row takes so many vectors at a time: with three accumulators each multiply-add
 # would wait for the one before.
 ALONE_COLUMNS = 8
-_alone = product_tile(1, ALONE_COLUMNS, False)
+_alone = product_tile(1, ALONE_COLUMNS)
 
 
 @routine
@@ -154,7 +155,7 @@ def continue_sums_alone(a, a_k, b, b_k, b_column, K, c, c_column):
 
 
 _GATES = 4
-_gates = product_tile(1, _GATES, False)
+_gates = product_tile(1, _GATES)
 
 
 @routine
@@ -163,21 +164,56 @@ def continue_sums_of_gates(a, a_k, b, b_k, b_column, K, c, c_column, onward):
     _gates(a, 0, a_k, b, b_k, b_column, K, c, 0, c_column, 0, onward)
 
 
+def _sums(columns, halves=False):
+    t8, t4, t2, t1 = (sum_tile(rows, columns, halves) for rows in (8, 4, 2, 1))
+
+    @variant_routine(columns, halves)
+    def sums(
+        m, a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column
+    ):
+        if m == 8:
+            t8(
+                a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column
+            )  # fmt: skip
+        elif m == 4:
+            t4(
+                a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column
+            )  # fmt: skip
+        elif m == 2:
+            t2(
+                a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column
+            )  # fmt: skip
+        else:
+            t1(
+                a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column
+            )  # fmt: skip
+
+    return sums
+
+
+_sums3, _sums2, _sums1 = _sums(3), _sums(2), _sums(1)
+# Half a vector for each of m rows, otherwise as below.
+add_sums_of_half = _sums(1, True)
+
+
 @routine
-def add_sums(m, columns, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column):
-    """``c += a b`` for up to 3 vectors, summed up apart."""
+def add_sums(
+    m, columns, a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column
+):
+    """``c += a b`` for m rows and up to 3 vectors, as `sum_tile`."""
     if columns == 3:
-        _apart3(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, 0, True)
+        _sums3(
+            m, a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column
+        )
     elif columns == 2:
-        _apart2(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, 0, True)
+        _sums2(
+            m, a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column
+        )
     else:
-        _apart1(m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, 0, True)
+        _sums1(
+            m, a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column
+        )
 
 
-_apart_half = _product(1, True, True)
-
-
-@routine
-def add_sums_of_half(m, a, a_row, a_k, b, b_k, K, c, c_row):
-    """Do the same for half a vector."""
-    _apart_half(m, a, a_row, a_k, b, b_k, 0, K, c, c_row, 0, 0, True)
+# Of a row alone with two panels, the gates side by side.
+add_two_gates, add_three_gates = gates_tile(2), gates_tile(3)

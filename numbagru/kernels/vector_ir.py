@@ -58,6 +58,9 @@ def lanes(real: types.Float) -> int:
     return vector_registers()[0] // (real.bitwidth // 8)
 
 
+_START = INDEX(0)
+
+
 class Emitter:
     """Vector loads, stores, broadcasts and chains at the end of one IR block."""
 
@@ -113,11 +116,15 @@ class Emitter:
             for start in starts
         ]
 
-    def chain(self, sums, rows, step, columns, column_step, count):
+    def chain(
+        self, sums, rows, step, columns, column_step, count, first=_START,
+        column_first=_START,
+    ):  # fmt: skip
         """``sums[m][n] += rows[m][n][k step] * columns[n][k column_step]``, k < count.
 
-        Gives the new sums; all of them live in registers over the loop. Where columns
-        share a row, the very same value in `rows`, it is loaded once.
+        Both start `first` and `column_first` numbers further on. Gives the new sums;
+        all of them live in registers over the loop. Where columns share a row, the very
+        same value in `rows`, it is loaded once.
         """
         builder = self.builder
         before = builder.block
@@ -142,8 +149,8 @@ class Emitter:
         following = builder.add(k, INDEX(1))
         for phi, start, end in [
             (k, INDEX(0), following),
-            (b, INDEX(0), builder.add(b, column_step)),
-            (a, INDEX(0), builder.add(a, step)),
+            (b, column_first, builder.add(b, column_step)),
+            (a, first, builder.add(a, step)),
             *zip(carried, flat, updated, strict=True),
         ]:
             phi.add_incoming(start, before)

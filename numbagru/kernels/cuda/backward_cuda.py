@@ -22,7 +22,7 @@ from numbagru.kernels.cuda import (
     weight_gradients,
 )
 from numbagru.kernels.cuda.launch import Launch, scalars_of, strides
-from numbagru.kernels.cuda.limits import Split
+from numbagru.kernels.cuda.limits import Split, copies
 
 _rows = functools.cache(backward_rows.make)
 _grid = functools.cache(backward_grid.make)
@@ -151,7 +151,6 @@ def _by_rows(
         *scalars_of(config),
         config.reset_after,
         call.mask.size > 0,
-        call.per_gate,
         call.h_drop.size > 0,
     )
     return [
@@ -186,7 +185,6 @@ def _on_grid(
         *scalars_of(config),
         config.reset_after,
         call.mask.size > 0,
-        call.per_gate,
         call.h_drop.size > 0,
     )
     return [
@@ -202,7 +200,7 @@ def _on_grid(
                 out.saved, out.states, d_sums, results.h0, arrivals.view(np.int32),
                 blocks[0], B, T, *_given_back(given), *call.switches,
             ),
-            split.bytes(real.bitwidth, U),
+            split.bytes(real.bitwidth, U, copies(config.reset_after, True)),
         ),
     ]  # fmt: skip
 
@@ -216,7 +214,7 @@ def _in_tiles(
     (B, T, _), U, real = call.x.shape, config.units, REAL[dtype]
     before, masked = not config.reset_after, call.mask.size > 0
     both = scalars_of(config)
-    step = _tiled(real, *both, not before, masked, call.per_gate, drops)
+    step = _tiled(real, *both, not before, masked, drops)
     reset = _reset(real, *both, masked, drops) if before else None
     d_states, d_zs, carried, going = (
         allocate((B, U if wanted else 0), dtype)

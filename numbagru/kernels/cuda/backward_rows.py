@@ -1,11 +1,9 @@
 """The recurrence backward, a block of threads per few rows: the twin of forward_rows.
 
 Per step: gates from what was kept, gradients of the sums (gates.py), and their products
-with the transposed recurrent kernel for the old state. These are one chain over the
-units of z, then of r, then of the candidate. A thread has the weights of one gate and
-one old unit, and hands the sum of a row on to the thread of the next gate while it
-does the next row: rows + 2 rounds per step. With dropout per gate each gate has a chain
-of its own.
+with the transposed recurrent kernel for the old state, one chain over the units of each
+gate. A thread has the weights of one gate and one old unit, and goes through the rows
+of its block side by side, or where registers are few one by one.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from numba import types
 
 from numbagru._jit_cuda import DeviceFunction
 from numbagru.kernels.cuda.forward_rows import SHARED_BYTES, threads_of
-from numbagru.kernels.cuda.limits import fits
+from numbagru.kernels.cuda.limits import MOST_ROWS, fits, most_rows
 from numbagru.kernels.cuda.ptx import chain, cuda, take, vector_lanes
 from numbagru.kernels.cuda.step import (
     make_halves_back,
@@ -54,7 +52,7 @@ def signature(real):
     )  # fmt: skip
 
 
-def make(real, units, rows, act, rec, reset_after, masked, apart, drops):
+def make(real, units, rows, act, rec, reset_after, masked, drops):
     """Make the kernel for blocks of so many rows of a layer.
 
     Parameters
@@ -65,9 +63,8 @@ def make(real, units, rows, act, rec, reset_after, masked, apart, drops):
     act, rec : launch.Scalars
         Of the candidate and of the gates.
     reset_after : bool
-    masked, apart, drops : bool
-        Whether there is a mask, whether each gate has a chain of its own, as with any
-        dropout per gate, and whether the state has dropout.
+    masked, drops : bool
+        Whether there is a mask, and whether the state has dropout.
     """
     step_back = make_step_back(real, act, rec)
     candidate_back, gates_back = make_halves_back(real, act, rec)
@@ -78,22 +75,30 @@ def make(real, units, rows, act, rec, reset_after, masked, apart, drops):
     lanes = vector_lanes(real)
     count, columns = rows * units, units if resident else 1
     pairs = -(-count // threads)
-    row_size = -(-units // lanes) * lanes
+    padded = -(-units // lanes) * lanes
+    copy_size = rows * padded
+    few_registers = resident and most_rows(real.bitwidth, units) < MOST_ROWS
+    each = 1 if few_registers else rows
     size = work_size(real, units, rows)
-    dh_at = 3 * rows * row_size
+    dh_at = 3 * copy_size
     carried_at, d_z_at, going_at, part_at = (dh_at + k * count for k in range(1, 5))
     # Gates whose products come last: the candidate's come before with a reset before.
     last = 3 if reset_after else 2
-    rounds = rows if apart else rows + last - 1
     # What is read a step ahead stays in registers.
     reads_ahead = resident
     reads_size = _READS * pairs if reads_ahead else _READS
     zero, one = real(0), real(1)
-    take_weights, add_products = take(columns, 1), chain(units, 1)
+    take_weights, add_products = take(columns, 1), chain(units, each)
+
+    @DeviceFunction
+    def spot(row, unit):
+        """Where a gate's gradients stand: vectors of one row after the other."""
+        vector = unit // lanes * each + row % each
+        return row // each * each * padded + vector * lanes + unit % lanes
 
     @DeviceFunction
     def sum_resident(total, weights, recurrent, column, s, start):
-        """Add the products of a row with all units of a gate to its total."""
+        """Add the products with all units of a gate to the totals of some rows."""
         add_products(total, weights, s, start)
 
     @DeviceFunction
@@ -102,31 +107,26 @@ def make(real, units, rows, act, rec, reset_after, masked, apart, drops):
         k, first = column % units, column // units * units
         for u in range(units):
             weight = recurrent[k * gates + first + u]
-            total[0] = fma(s[start + u], weight, total[0])
+            for r in range(each):
+                total[r] = fma(s[start + spot(r, u)], weight, total[r])
 
     sum_products = sum_resident if resident else sum_read
 
     @DeviceFunction
-    def multiply(s, base, total, weights, recurrent, low, high, turns):
-        """Multiply gradients of the gates from `low` to `high` with their weights.
-
-        One chain through them, each gate a round later than the one before, or, if
-        not `chained`, one each.
-        """
-        for turn in range(turns):
-            for column in range(cuda.threadIdx.x, high * units, threads):
-                gate, k = column // units, column % units
-                chained = not apart and high > low + 1
-                r = turn - (gate - low) if chained else turn
-                if gate >= low and r >= 0 and r < rows:
-                    place = base + part_at + r * units + k
-                    if not chained:
-                        place += gate * count
-                    total[0] = s[place] if chained and gate > low else zero
-                    start = base + (gate * rows + r) * row_size
+    def multiply(s, base, total, weights, recurrent, low, high):
+        """Multiply gradients of the gates from `low` to `high` with their weights."""
+        for column in range(cuda.threadIdx.x, high * units, threads):
+            gate, k = column // units, column % units
+            if gate >= low:
+                for first in range(0, rows, each):
+                    for r in range(each):
+                        total[r] = zero
+                    start = base + gate * copy_size + first * padded
                     sum_products(total, weights, recurrent, column, s, start)
-                    s[place] = total[0]
-            cuda.syncthreads()
+                    place = base + part_at + gate * count + first * units + k
+                    for r in range(each):
+                        s[place + r * units] = total[r]
+        cuda.syncthreads()
 
     @DeviceFunction
     def read(
@@ -148,7 +148,7 @@ def make(real, units, rows, act, rec, reset_after, masked, apart, drops):
         d_y_step, d_last, d_state, saved, states, d_sums, d_h0, B, T, has_d_y,
         has_d_last, has_d_state, zero_output, first_is_state,
     ):  # fmt: skip
-        total = cuda.local.array(1, real)
+        total = cuda.local.array(each, real)
         weights = cuda.local.array(columns, real)
         ahead = cuda.local.array(reads_size, real)
         tid = cuda.threadIdx.x
@@ -210,10 +210,11 @@ def make(real, units, rows, act, rec, reset_after, masked, apart, drops):
                     s[dh + i] = d
                     s[d_zs + i] = d_z
                     inner = d_inner if reset_after else d_hh
-                    s[base + (2 * rows + r) * row_size + u] = inner
+                    place = base + spot(r, u)
+                    s[place + 2 * copy_size] = inner
                     if reset_after:
-                        s[base + r * row_size + u] = d_z
-                        s[base + (rows + r) * row_size + u] = d_r
+                        s[place] = d_z
+                        s[place + copy_size] = d_r
                     if first + r < B:
                         emitted = (row * T + t) * 4 * units + u
                         d_sums[emitted] = d_hh
@@ -223,7 +224,7 @@ def make(real, units, rows, act, rec, reset_after, masked, apart, drops):
                             d_sums[emitted + two] = d_r
             cuda.syncthreads()
             if not reset_after:
-                multiply(s, base, total, weights, recurrent, 2, 3, rows)
+                multiply(s, base, total, weights, recurrent, 2, 3)
                 for j in range(pairs):
                     i = tid + j * threads
                     if i < count:
@@ -250,8 +251,9 @@ def make(real, units, rows, act, rec, reset_after, masked, apart, drops):
                             d_z, d_r = gates_back(
                                 ahead[kept], ahead[kept + 1], s[d_zs + i], d_r
                             )
-                        s[base + r * row_size + u] = d_z
-                        s[base + (rows + r) * row_size + u] = d_r
+                        place = base + spot(r, u)
+                        s[place] = d_z
+                        s[place + copy_size] = d_r
                         if first + r < B:
                             emitted = (row * T + t) * 4 * units + u
                             d_sums[emitted + units] = d_z
@@ -264,19 +266,16 @@ def make(real, units, rows, act, rec, reset_after, masked, apart, drops):
                         ahead, j * _READS, i, saved, states, h0, d_y, d_y_row, d_y_step,
                         has_d_y, first, t - 1, B, T,
                     )  # fmt: skip
-            multiply(s, base, total, weights, recurrent, 0, last, rounds)
+            multiply(s, base, total, weights, recurrent, 0, last)
             for j in range(pairs):
                 i = tid + j * threads
                 if i < count and s[going + i] != zero:
-                    if apart:
-                        row, u = min(first + i // units, B - 1), i % units
-                        for g in range(last):
-                            product = s[part + g * count + i]
-                            if drops:
-                                product *= h_drop[(g * B + row) * units + u]
-                            s[dh + i] += product
-                    else:
-                        s[dh + i] += s[part + i]
+                    row, u = min(first + i // units, B - 1), i % units
+                    for g in range(last):
+                        product = s[part + g * count + i]
+                        if drops:
+                            product *= h_drop[(g * B + row) * units + u]
+                        s[dh + i] += product
         for j in range(pairs):
             i = tid + j * threads
             if i < count and first + i // units < B:

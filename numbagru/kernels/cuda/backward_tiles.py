@@ -1,12 +1,11 @@
 """A step back of all rows, in tiles of rows and units: of forward_tiles.
 
 A launch has the products of one step's gradients with the recurrent weights, a chain
-over the units of z, of r and of the candidate for each unit of each row, or with
-dropout per gate one for each gate, and then, for that is all it waits for, what the
-step before gives for that unit and row. One launch more than steps: the first has no
-products, the last nothing but them. With the reset gate before the product it gives no
-more than the gradient of the candidate's sum; a second launch has the products of that,
-and gives those of z and r.
+over the units of each gate for each unit of each row, and then, for that is all it
+waits for, what the step before gives for that unit and row. One launch more than steps:
+the first has no products, the last nothing but them. With the reset gate before the
+product it gives no more than the gradient of the candidate's sum; a second launch has
+the products of that, and gives those of z and r.
 
 A model, not yet timed: 8 multiply-adds for 6 numbers read from shared memory, half of
 the peak where there are blocks for all multiprocessors. For 1024 rows of 512 units 60
@@ -43,21 +42,21 @@ _A, _B = _A_ROW * DEPTH, _B_ROW * DEPTH
 
 
 def make_multiply():
-    """Make what adds products of so many gradients with weights to a thread's sums.
+    """Make what adds products of gradients with weights to a thread's sums.
 
-    Of those at `source` of a step, and of weights from `column` on, for all threads of
-    a block; a and b are shared.
+    Of those of all units at `source` of a step, and of weights from `column` on, for
+    all threads of a block; a and b are shared.
     """
     a_size, b_size = ROWS * DEPTH, UNITS * DEPTH
     add_products = make_add_products(_COLUMNS)
 
     @DeviceFunction
     def multiply(
-        total, a, b, d_sums, source, recurrent, column, length, first, left, t, B, T, U
+        total, a, b, d_sums, source, recurrent, column, first, left, t, B, T, U
     ):
         tid = cuda.threadIdx.x
-        for start in range(0, length, DEPTH):
-            depth = min(DEPTH, length - start)
+        for start in range(0, U, DEPTH):
+            depth = min(DEPTH, U - start)
             for i in range(tid, a_size, THREADS):
                 k, row = i % DEPTH, min(first + i // DEPTH, B - 1)
                 if k < depth:
@@ -86,7 +85,7 @@ def signature(real):
     )  # fmt: skip
 
 
-def make(real, act, rec, reset_after, masked, apart, drops):
+def make(real, act, rec, reset_after, masked, drops):
     """Make the kernel of a step.
 
     Parameters
@@ -95,9 +94,8 @@ def make(real, act, rec, reset_after, masked, apart, drops):
         Numba's float type.
     act, rec : launch.Scalars
         Of the candidate and of the gates.
-    reset_after, masked, apart, drops : bool
-        Whether there is a mask; whether each gate has a chain of its own, as with any
-        dropout per gate; whether the state has dropout.
+    reset_after, masked, drops : bool
+        Whether there is a mask, and whether the state has dropout.
     """
     zero, one = real(0), real(1)
     step_back, multiply = make_step_back(real, act, rec), make_multiply()
@@ -105,7 +103,6 @@ def make(real, act, rec, reset_after, masked, apart, drops):
     take_output = make_take_output(real, masked)
     # Gates whose products are here.
     last = 3 if reset_after else 2
-    chains, length = (last, 1) if apart else (1, last)
     sums_size, a_size, b_size = _SUMS, _A, _B
 
     def step(
@@ -129,19 +126,19 @@ def make(real, act, rec, reset_after, masked, apart, drops):
             elif has_d_state:
                 d_before[i] = d_state[place]
         # The candidate's input comes first of the gradients.
-        for chain in range(chains if t < T else 0):
+        for gate in range(last if t < T else 0):
             for i in range(sums_size):
                 total[i] = zero
             multiply(
-                total, a, b, d_sums, U + chain * U, recurrent, chain * U, length * U,
-                first, left, t, B, T, U,
+                total, a, b, d_sums, U + gate * U, recurrent, gate * U, first, left, t,
+                B, T, U,
             )  # fmt: skip
             for i in range(sums_size):
                 row = min(first + ty + i // _COLUMNS * SIDE, B - 1)
                 u = min(left + tx + i % _COLUMNS * SIDE, U - 1)
                 product = total[i]
                 if drops:
-                    product *= h_drop[(chain * B + row) * U + u]
+                    product *= h_drop[(gate * B + row) * U + u]
                 if not masked or going[row * U + u] != zero:
                     d_before[i] += product
         for i in range(sums_size):
@@ -222,7 +219,7 @@ def make_reset(real, act, rec, masked, drops):
         first, left = cuda.blockIdx.x * ROWS, cuda.blockIdx.y * UNITS
         for i in range(sums_size):
             total[i] = zero
-        multiply(total, a, b, d_sums, 0, recurrent, 2 * U, U, first, left, t, B, T, U)
+        multiply(total, a, b, d_sums, 0, recurrent, 2 * U, first, left, t, B, T, U)
         for i in range(sums_size):
             row = first + ty + i // _COLUMNS * SIDE
             u = left + tx + i % _COLUMNS * SIDE

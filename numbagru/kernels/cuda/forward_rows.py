@@ -6,7 +6,7 @@ reset gate before the product: when the state is there, and when the sums are.
 
 Weights stay in registers where they fit (`fits`), and what a step adds to is read a
 step ahead: a step then takes the four cycles of a multiply-add for each unit, 0.25 µs
-for 112 units at 1.8 GHz, and what the gates take (a model, not yet timed). Wider layers
+for 108 units at 1.8 GHz, and what the gates take (a model, not yet timed). Wider layers
 read their weights from the cache again in every step: plain, for any number of units.
 """
 

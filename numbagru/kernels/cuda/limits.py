@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-# Weights of a thread in registers: 112 units have 352 threads with 168 registers each.
-# With 120 units the compiler puts some of them into memory, on devices of compute
-# capability 10.0 also with 112 units and four rows.
-MOST_RESIDENT = {32: 112, 64: 56}
+# Weights of a thread in registers: 108 units have 352 threads with 168 registers each.
+# With 112 the compiler puts up to 60 bytes of them into memory, going back with dropout
+# and the reset gate before the product; with 120 always.
+MOST_RESIDENT = {32: 108, 64: 56}
 # The backward kernel with four rows of 88 units needs 40 bytes of memory for them.
 _FOUR_ROWS_UP_TO = {32: 80, 64: 48}
+MOST_ROWS = 4
 
 # From so many rows on, a tile's, wide layers take their steps one by one. A model:
 # below, reading the weights for blocks of few rows takes no longer than a launch.
@@ -23,7 +24,7 @@ def fits(bits: int, units: int) -> bool:
 
 def most_rows(bits: int, units: int) -> int:
     """How many rows of a block leave enough registers."""
-    return 4 if units <= _FOUR_ROWS_UP_TO[bits] else 2
+    return MOST_ROWS if units <= _FOUR_ROWS_UP_TO[bits] else 2
 
 
 class Chip(NamedTuple):
@@ -67,7 +68,8 @@ class Split(NamedTuple):
 def copies(reset_after: bool, drops: bool) -> int:
     """Count the states that gates see: with dropout of the state one for each gate.
 
-    With the reset gate before the product the candidate's are made in between.
+    With the reset gate before the product the candidate's are made in between. Going
+    back there are always as many, the gradients of the gates' sums.
     """
     if not drops:
         return 1

@@ -57,8 +57,12 @@ def forward_on_grid(call: Call, out: Outputs, most: int) -> None:
 
 
 def _split(call: Call) -> Any:
+    return _divided(call, call.h_drop.size > 0)
+
+
+def _divided(call: Call, apart: bool) -> Any:
     config, B, bits = call.config, call.x.shape[0], 8 * call.x.itemsize
-    seen = copies(config.reset_after, call.h_drop.size > 0)
+    seen = copies(config.reset_after, apart)
     return split(bits, config.units, B, call.place.chip(), seen)
 
 
@@ -86,5 +90,6 @@ def _backward(
 
 
 backward = functools.partial(_backward, _rows)
-backward_on_grid = functools.partial(_backward, _split)
+# Gradients of all gates are seen at once; without room for them, step by step.
+backward_on_grid = functools.partial(_backward, lambda call: _divided(call, True))
 backward_tiled = functools.partial(_backward, lambda call: None)
