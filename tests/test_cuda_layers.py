@@ -20,7 +20,7 @@ from numbagru import (
     dispatch,
     operands_cuda,
 )
-from numbagru.kernels.cuda import limits
+from numbagru.kernels.cuda import limits, passes
 from numbagru.layers.bidirectional import MERGE_MODES
 from numbagru.regularizers import Regularizer
 
@@ -225,6 +225,25 @@ def test_units_divided_among_blocks(name, device, monkeypatch):
     launched = len(device.launched)
     theirs(x, **call)
     assert len(device.launched) <= launched + 4  # whatever the steps
+
+
+@pytest.mark.parametrize("name", ["mask", "reset before"])
+def test_no_room_for_all_gates_on_the_way_back(name, device, monkeypatch):
+    """Blocks that meet go forward; back it goes step by step."""
+    monkeypatch.setitem(limits.MOST_RESIDENT, 32, U - 1)
+
+    def without_room(bits, units, B, chip, copies=1):
+        return limits.split(bits, units, B, chip) if copies == 1 else None
+
+    monkeypatch.setattr(passes, "split", without_room)
+    ours, theirs, x, call = twins(name)
+    assert theirs.explain(x).startswith("cuda_grid")
+    (y, pull), (y_there, pull_there) = (
+        layer.vjp(x, training=True, **call) for layer in (ours, theirs)
+    )
+    launched = len(device.launched)
+    same_gradients(pull(y), pull_there(y_there))
+    assert len(device.launched) >= launched + T
 
 
 def test_work_memory_is_used_again(device):
