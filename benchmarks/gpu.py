@@ -113,7 +113,9 @@ def check():
     It may be four times as far from that as the reference in float32 is, with factors
     rounded to TF32's eleven bits 2^13 times as far.
     """
-    rows, passed = [], True
+    head = ["variant", "shape", "kernel", "bits of the CPU", "error", "NumPy's float32"]
+    print(markdown(head, []))  # and rows as they come: a time limit loses none
+    passed = True
     for shape in CHECKED:
         for name, arguments in VARIANTS.items():
             rounds = arguments.get("precision") == "tf32"
@@ -138,9 +140,7 @@ def check():
                 errors = [distance(found, exact) for found in (ours, plain)]
                 passed &= errors[0] <= 4 * errors[1] * (2**13 if rounds else 1)
                 row[4:] = [f"{error:.1e}" for error in errors]
-            rows.append(row)
-    head = ["variant", "shape", "kernel", "bits of the CPU", "error", "NumPy's float32"]
-    print(markdown(head, rows))
+            print("|", " | ".join(map(str, row)), "|", flush=True)
     return bool(passed)
 
 
@@ -252,7 +252,7 @@ def compare(what):
     head = [f"{what}, ms (BxTxFxU)", "numbagru", "TF32", "cuDNN", "cuDNN TF32"]
     head += ["ratio", "ratio TF32"]
     precisions = ("dtype", "tf32") if has_tf32() else ("dtype",)
-    print(markdown(head, []))  # and rows as they come: a time limit loses none
+    print(markdown(head, []))
     for units in UNITS:
         for batch in ROWS:
             shape = Shape(batch, STEPS, FEATURES, units)

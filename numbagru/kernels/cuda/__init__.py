@@ -1,8 +1,9 @@
 """What an NVIDIA GPU runs: the arrays and the order of sums of kernels/__init__.py.
 
 Results have the bits of the CPU's: the same formulas (gates.py, activations/), nothing
-contracted, no approximate functions (_jit_cuda.py). Nothing here has run on a device
-yet: kernels are emulated and compiled (tests/test_cuda_*.py).
+contracted, no approximate functions (_jit_cuda.py), unless precision="tf32" asks for
+tensor cores in the products over all steps (products.py). Nothing here has run on a
+device yet: kernels are emulated and compiled (tests/test_cuda_*.py).
 
 Where things are
     ptx                 what Numba lacks on the device
