@@ -44,13 +44,31 @@ def test_blocks_that_are_too_small_or_far_too_large_stay():
         assert memory.empty((rows, 100), "float32").ctypes.data != address
 
 
-def test_what_is_kept_is_bounded():
-    held = [memory.empty((2**22,), "float32") for _ in range(8)]
-    held += [memory.empty((2**14,), "float32") for _ in range(40)]
-    held.clear()
+def kept():
     gc.collect()
+    return sum(block.size for block in memory._spare)
+
+
+def test_what_is_kept_is_bounded():
+    held = [memory.empty((memory._MOST_BYTES // 6,), "uint8") for _ in range(8)]
+    held += [memory.empty((2**16,), "uint8") for _ in range(40)]
+    held.clear()
+    assert kept() <= memory._MOST_BYTES
     assert len(memory._spare) <= memory._MOST_BLOCKS
-    assert sum(block.size for block in memory._spare) <= memory._MOST_BYTES
+
+
+def test_a_new_block_takes_the_place_of_what_is_kept():
+    held = [memory.empty((memory._MOST_BYTES // 6,), "uint8") for _ in range(5)]
+    held.clear()
+    before, size = kept(), memory._MOST_BYTES // 2
+    assert before + size > memory._MOST_BYTES
+    new = memory.empty((size,), "uint8")
+    assert 0 < kept() <= memory._MOST_BYTES - new.nbytes
+
+
+def test_what_exceeds_the_bound_goes_back_at_once():
+    memory.empty((memory._MOST_BYTES + 1,), "uint8")
+    assert kept() == 0
 
 
 def test_threads_never_share():
