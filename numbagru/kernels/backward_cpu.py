@@ -95,7 +95,7 @@ def backward(
     if one_step.suits(call):
         one_step.backward(call, given, out, results, most)
         return
-    entry, first = bound(BACKWARD, call.config, call.per_gate, slopes=True)
+    entry, first = bound(BACKWARD, call.config, slopes=True, per_gate=call.per_gate)
     (B, _, F), U = call.x.shape, call.h0.shape[1]
     count = max(1, -(-B // rows_per_part))  # no rows: gradients of zero
     packed = call.weights.packed(True, most)

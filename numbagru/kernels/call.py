@@ -61,16 +61,18 @@ def activations(config: Any, slopes: bool) -> tuple[list[Any], list[types.Type]]
 
 @functools.lru_cache
 def bound(
-    kernel: Kernel, config: Any, per_gate: bool, slopes: bool
+    kernel: Kernel, config: Any, slopes: bool, per_gate: bool | None = None
 ) -> tuple[Callable[..., None], tuple[Any, ...]]:
-    """Return the entry of a kernel's variant, and its first arguments.
+    """Return the entry of a kernel, or of a variant of it, and its first arguments.
 
     Remembered, because a training step asks twice and each time takes 2 µs.
     """
-    kind = variant(config.reset_after, per_gate, whole_rows(config))
     values, kinds = activations(config, slopes)
-    entry = kernel.entry(kind.type, REAL[np.dtype(config.dtype)], *kinds)
-    return entry, (kind, *values)
+    kinds = [REAL[np.dtype(config.dtype)], *kinds]
+    if per_gate is not None:
+        kind = variant(config.reset_after, per_gate, whole_rows(config))
+        values, kinds = [kind, *values], [kind.type, *kinds]
+    return kernel.entry(*kinds), tuple(values)
 
 
 class Outputs(NamedTuple):

@@ -161,7 +161,7 @@ def forward(call: Call, out: Outputs, most: int) -> None:
     if out.states.size > 0 and one_step.suits(call):
         one_step.forward(call, out, most)
         return
-    entry, first = bound(FORWARD, call.config, call.per_gate, slopes=False)
+    entry, first = bound(FORWARD, call.config, slopes=False, per_gate=call.per_gate)
     ways = _ways(entry, *call.x.shape, call.h0.shape[1], most)
     packed = call.weights.packed(out.states.size > 0, ways.plans[0].threads)
     rest = (

@@ -14,7 +14,7 @@ from numbagru.kernels.call import (
     Cotangents,
     Outputs,
     Results,
-    activations,
+    bound,
 )
 from numbagru.kernels.one_step_backward import BACKWARD
 from numbagru.kernels.one_step_forward import FORWARD
@@ -47,13 +47,12 @@ def _threads(call: Call, most: int) -> int:
 
 def forward(call: Call, out: Outputs, most: int) -> None:
     """Run the forward kernel on at most `most` threads."""
-    values, kinds = activations(call.config, slopes=False)
+    entry, first = bound(FORWARD, call.config, slopes=False)
     weights = call.weights
     arguments = (
-        *values, call.x, call.h0, weights.kernel, weights.recurrent_kernel,
+        *first, call.x, call.h0, weights.kernel, weights.recurrent_kernel,
         weights.flat_bias, *out,
     )  # fmt: skip
-    entry = FORWARD.entry(REAL[call.x.dtype], *kinds)
     run(entry, arguments, _threads(call, most))
 
 
@@ -61,11 +60,10 @@ def backward(
     call: Call, given: Cotangents, out: Outputs, results: Results, most: int
 ) -> None:
     """Run the backward kernel on at most `most` threads."""
-    values, kinds = activations(call.config, slopes=True)
+    entry, first = bound(BACKWARD, call.config, slopes=True)
     weights = call.weights
     arguments = (
-        *values, call.x, call.h0, weights.kernel, weights.recurrent_kernel, *given,
+        *first, call.x, call.h0, weights.kernel, weights.recurrent_kernel, *given,
         out.saved, *results,
     )  # fmt: skip
-    entry = BACKWARD.entry(REAL[call.x.dtype], *kinds)
     run(entry, arguments, _threads(call, most))
