@@ -490,21 +490,24 @@ def test_penalties_on_the_weights(dtype, device):
 
 def test_the_program_that_checks_a_card(device, monkeypatch, capsys):
     sys.path.append(str(Path(__file__).parents[1]))
-    from benchmarks import gpu
+    from benchmarks import device_check
 
-    monkeypatch.setattr(gpu, "CHECKED", (gpu.Shape(2, 3, 2, 5),))
-    monkeypatch.setattr(gpu, "has_tf32", lambda: True)
-    assert gpu.check()
-    assert capsys.readouterr().out.count("yes") == len(gpu.VARIANTS) - 1
-    monkeypatch.setattr(gpu, "VARIANTS", {"default": {}})
-    make = gpu.layer_for
+    shapes = device_check.Shape(2, 3, 2, 5), device_check.Shape(1, 2, 3, 4)
+    kernels = {"cuda_resident": shapes, "cuda_grid": shapes[:1]}
+    monkeypatch.setattr(device_check, "CHECKED", kernels)
+    monkeypatch.setattr(device_check, "has_tf32", lambda: True)
+    assert device_check.check("cuda_resident")
+    assert capsys.readouterr().out.count("yes") == len(device_check.VARIANTS)
+    monkeypatch.setattr(device_check, "VARIANTS", {"default": {}})
+    assert not device_check.check("cuda_grid")
+    make = device_check.layer_for
 
     def wrong_on_the_device(shape, weights, where):
         activation = "relu" if where == "cuda" else "tanh"
         return make(shape, weights, "cpu", activation=activation)
 
-    monkeypatch.setattr(gpu, "layer_for", wrong_on_the_device)
-    assert not gpu.check()
+    monkeypatch.setattr(device_check, "layer_for", wrong_on_the_device)
+    assert not device_check.check("cuda_resident")
 
 
 def test_sizes_of_32_bits(device):
