@@ -145,7 +145,7 @@ class Driver:
             kernel.launch(arguments, blocks, threads, where, launch.shared_bytes)
 
     def _compiled(self, launch: Any) -> Any:
-        from numbagru._jit_cuda import LEAST_CAPABILITY, compiled
+        from numbagru._jit_cuda import LEAST_CAPABILITY, kernel_for
 
         capability = self._cuda.get_current_device().compute_capability
         if capability < launch.capability:
@@ -160,9 +160,8 @@ class Driver:
             )
         key = launch.kernel, launch.signature, launch.threads, capability
         if key not in self._kernels:
-            kernel = _with_toolkit(
-                lambda: compiled(launch.kernel, launch.signature, launch.threads)
-            )
+            what = launch.kernel, launch.signature, launch.threads
+            kernel = _with_toolkit(lambda: kernel_for(*what, capability, _toolkit()))
             if launch.shared_bytes > _SHARED_BYTES:
                 self._let_have(kernel, launch.shared_bytes)
             self._kernels[key] = kernel

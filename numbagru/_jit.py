@@ -145,13 +145,9 @@ class Kernel:
         dispatcher = self._dispatchers[key] = njit(**self._options)(self._function)
         # A user's function has no stable identity on disk (numba#6972): kernels that
         # contain one live as long as the process.
-        if not any(isinstance(t, types.Dispatcher) for t in arguments):
-            folder = cache_folder(self._function)
-            problem = cache_problem(folder)
-            if problem is not None:
-                _warn_once(problem)
-            if folder is not None:
-                dispatcher._cache = _Cache(self._function, arguments)
+        lasts = not any(isinstance(t, types.Dispatcher) for t in arguments)
+        if lasts and writable_folder(self._function) is not None:
+            dispatcher._cache = _Cache(self._function, arguments)
         with _nothing_old_to_trace():
             dispatcher.compile(arguments)
         return dispatcher.overloads[arguments].entry_point
@@ -209,21 +205,80 @@ def _warn_once(message: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
-class _Cache(FunctionCache):
-    """Numba's function cache with one file per compiled version.
+def kept(function: Callable[..., Any], version: Any, make: Callable[[], Any]) -> Any:
+    """Load what `make` makes of a function from the disk cache, or make and keep it.
 
-    The name has all that the code depends on. Numba's own file lists all versions of a
+    Parameters
+    ----------
+    function
+        Whose cache folder and name the file has.
+    version
+        All that the thing depends on beside the sources of this package: its ``repr``
+        says it.
+    """
+    folder = writable_folder(function)
+    if folder is None:
+        return make()
+    cache = FunctionCache(function)
+    file, key = _file_of(cache, folder, version), repr(version)
+    found = _loaded(file, lambda: file.load(key))
+    if found is None:
+        found = make()
+        _saved(folder, lambda: file.save(key, found))
+    return found
+
+
+def writable_folder(function: Callable[..., Any]) -> Path | None:
+    """Return a `cache_folder`, and warn if it is not the one that was asked for."""
+    folder = cache_folder(function)
+    problem = cache_problem(folder)
+    if problem is not None:
+        _warn_once(problem)
+    return folder
+
+
+def _file_of(cache: FunctionCache, folder: Any, version: Any) -> IndexDataCacheFile:
+    """Name the file of one version.
+
+    Its name has all that the code depends on. Numba's own file lists all versions of a
     function: processes that compile at the same time overwrite each other's lists and
     may find the wrong code, and the list of an older package is unpickled, which fails
     when a class in it has moved, before its stamp tells that it is old.
     """
+    text = repr((source_stamp(), version)).encode()
+    name = f"{cache._impl.filename_base}-{hashlib.sha256(text).hexdigest()[:16]}"
+    return IndexDataCacheFile(str(folder), name, source_stamp())
+
+
+def _loaded(file: IndexDataCacheFile, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except (OSError, EOFError, pickle.UnpicklingError):
+        # Another user's, or cut off when the machine went down: begin anew.
+        with contextlib.suppress(OSError):
+            file.flush()
+        return None
+
+
+def _saved(folder: Any, save: Callable[[], None]) -> None:
+    """Keep something; go on without where it cannot be written."""
+    try:
+        save()
+    except OSError as error:
+        _warn_once(
+            f"Compiled kernels cannot be kept in {folder}: {error.strerror}. Each "
+            "process compiles them anew. Make room there, or set NUMBA_CACHE_DIR to "
+            "another folder."
+        )
+
+
+class _Cache(FunctionCache):
+    """Numba's function cache with one file per compiled version."""
 
     def __init__(self, function: Callable[..., None], arguments: Any) -> None:
         super().__init__(function)
         target = cpu_target.target_context.codegen().magic_tuple()
-        version = repr((source_stamp(), arguments, target)).encode()
-        name = f"{self._impl.filename_base}-{hashlib.sha256(version).hexdigest()[:16]}"
-        self._cache_file = IndexDataCacheFile(self._cache_path, name, source_stamp())
+        self._cache_file = _file_of(self, self._cache_path, (arguments, target))
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Load the machine code without all that Numba needs to compile.
@@ -233,21 +288,11 @@ class _Cache(FunctionCache):
         runtime alone.
         """
         rtsys.initialize(target_context)
-        try:
-            return self._load_overload(sig, target_context)
-        except (OSError, EOFError, pickle.UnpicklingError):
-            # Another user's, or cut off when the machine went down: begin anew.
-            with contextlib.suppress(OSError):
-                self.flush()
-            return None
+        return _loaded(
+            self._cache_file, lambda: self._load_overload(sig, target_context)
+        )
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep the machine code; go on without where it cannot be written."""
-        try:
-            super().save_overload(sig, data)
-        except OSError as error:
-            _warn_once(
-                f"Compiled kernels cannot be kept in {self.cache_path}: "
-                f"{error.strerror}. Each process compiles them anew. Make room there, "
-                "or set NUMBA_CACHE_DIR to another folder."
-            )
+        """Keep the machine code."""
+        save = super().save_overload
+        _saved(self.cache_path, lambda: save(sig, data))

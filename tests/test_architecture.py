@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "elementary": "_jit scalar",
     "activations": "_jit scalar folds elementary",
     "gates": "_jit scalar activations",
-    "_jit_cuda": "",
+    "_jit_cuda": "_jit",
     "kernels": "_jit _jit_cuda scalar activations gates",
     "operands": "registry kernels",
     "_driver_cuda": "_jit_cuda",

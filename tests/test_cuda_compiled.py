@@ -1,9 +1,7 @@
 """The CUDA kernels as machine code: compiled without a device, and looked at."""
 
-import contextlib
 import itertools
 import re
-import types as python_types
 
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ pytest.importorskip("nvidia.cu13", reason="compiling takes NVVM and nvJitLink")
 
 from cuda.core import Linker, LinkerOptions, ObjectCode
 from numba import types
-from numba.cuda import codegen, dispatcher
 from numba.np.numpy_support import as_dtype
 
 from numbagru import activations
@@ -32,24 +29,10 @@ from numbagru.kernels.cuda import (
     products,
     weight_gradients,
 )
+from pretended import device
 
 CAPABILITIES = [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0)]
 REGISTERS = 65536  # of a multiprocessor, for all threads of a block
-
-
-@contextlib.contextmanager
-def device(capability):
-    """Let numba-cuda think that there is a device."""
-    fake = python_types.SimpleNamespace(compute_capability=capability)
-    context = python_types.SimpleNamespace(device=fake)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatcher, "get_current_device", lambda: fake)
-        patch.setattr(
-            codegen,
-            "devices",
-            python_types.SimpleNamespace(get_context=lambda *_: context),
-        )
-        yield
 
 
 def machine_code(kernel, signature, threads, capabilities=CAPABILITIES):
