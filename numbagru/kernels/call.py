@@ -117,10 +117,10 @@ def rows_by_end(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     if mask.size == 0:
         return _NO_ROWS, _NO_ROWS
-    T = mask.shape[1]
-    after_last = mask[:, ::-1].argmax(1)
-    ends = np.where(mask.any(1), T - after_last, 0)
-    order = np.argsort(-ends, kind="stable")
+    active = mask.view(bool)
+    after_last = active[:, ::-1].argmax(1)
+    ends = (mask.shape[1] - after_last) * active.any(1)
+    order = (-ends).argsort(kind="stable")
     return order, ends[order]
 
 
