@@ -1,5 +1,6 @@
 """How often per second threads do a thing: what `roofline.py` and `bound.py` need."""
 
+import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,18 +11,31 @@ from numba import njit, types
 from numbagru._jit import Kernel
 from numbagru.config import GRUConfig
 from numbagru.gates import (
+    BLOCK,
+    D_BLOCK,
+    D_R,
     D_SECTIONS,
+    HH,
+    RECURRENT,
     SECTIONS,
+    D,
+    H,
+    R,
+    Z,
     d_step_reset_after,
     step_reset_after,
 )
+from numbagru.kernels.atomics import add, give_way, load, rest
 from numbagru.kernels.call import REAL, activations
-from numbagru.kernels.simd import at, hold, pointer
+from numbagru.kernels.simd import at, copy, hold, pointer
 from numbagru.scalar import fma
 
 # What `rates` measures.
 CHAIN = "multiply-adds one after the other, of each thread"
 GATES, GATES_BACK = "units whose gates are computed", "and gone back through"
+IN_TURN = "gates of one vector after the other, of each thread"
+BACK_IN_TURN = "and gone back through after each other"
+MEETINGS = "meetings of all threads"
 # Numbers of a section of the gates' scratch. Two in turns, or the compiler would leave
 # out what the next turn overwrites; both stay in the nearest cache.
 _SECTION = 128
@@ -86,11 +100,70 @@ def _d_gates(act, rec, d_act, d_rec, scratch, count):
     hold(scratch)
 
 
+def _gates_in_turn(act, rec, scratch, count):
+    s = pointer(scratch)
+    for _ in range(count):
+        step_reset_after(act, rec, s, _SECTION, BLOCK, 0)
+        for section in (Z, R, HH, RECURRENT):
+            copy(at(s, section * _SECTION), at(s, H * _SECTION), BLOCK)
+    hold(scratch)
+
+
+def _d_gates_in_turn(act, rec, d_act, d_rec, scratch, count):
+    s = pointer(scratch)
+    for _ in range(count):
+        d_step_reset_after(act, rec, d_act, d_rec, s, _SECTION, D_BLOCK, 0)
+        copy(at(s, D * _SECTION), at(s, D_R * _SECTION), D_BLOCK)
+    hold(scratch)
+
+
 def _signature(real, *kinds):
     return *kinds, types.Array(real, 1, "C"), types.intp
 
 
-_GATES, _D_GATES = Kernel(_gates, _signature), Kernel(_d_gates, _signature)
+# Whether backward, and in turn.
+_KERNELS = {
+    (False, False): Kernel(_gates, _signature),
+    (True, False): Kernel(_d_gates, _signature),
+    (False, True): Kernel(_gates_in_turn, _signature),
+    (True, True): Kernel(_d_gates_in_turn, _signature),
+}
+
+
+@njit(nogil=True)
+def _meet(words, threads, count):
+    arrived = pointer(words)
+    for turn in range(1, count + 1):
+        add(arrived, 1)
+        spins = 0
+        while load(arrived) < turn * threads:
+            spins += 1
+            if spins < 5000:
+                rest()
+            else:
+                give_way()
+    hold(words)
+
+
+def meeting_rate(threads, count=20_000, rounds=16):
+    """Return meetings per second, NaN for one thread."""
+    if threads == 1:
+        return math.nan
+    _meet(np.zeros(8, np.int64), 1, 1)  # compiles
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(rounds):
+            words = np.zeros(8, np.int64)
+            barrier = threading.Barrier(threads)
+
+            def meet(_, words=words, barrier=barrier):
+                barrier.wait()
+                start = time.perf_counter()
+                _meet(words, threads, count)
+                return time.perf_counter() - start
+
+            best = max(best, count / max(pool.map(meet, range(threads))))
+    return best
 
 
 def chain_rate(dtype, threads, rate):
@@ -106,19 +179,22 @@ def chain_rate(dtype, threads, rate):
     return rate(run, 1, threads) / threads
 
 
-def gate_rate(dtype, backward, threads, rate):
-    """Return units per second whose gates all threads compute, or go back through."""
+def gate_rate(dtype, backward, in_turn, threads, rate):
+    """Return units per second whose gates all threads compute, or go back through.
+
+    Or, in turn, vectors of them per second and thread.
+    """
     config = GRUConfig(units=1, dtype=dtype)
     values, kinds = activations(config, slopes=backward)
-    kernel, sections = (_D_GATES, D_SECTIONS) if backward else (_GATES, SECTIONS)
-    entry = kernel.entry(REAL[np.dtype(dtype)], *kinds)
+    sections = D_SECTIONS if backward else SECTIONS
+    entry = _KERNELS[backward, in_turn].entry(REAL[np.dtype(dtype)], *kinds)
     # Gates of one keep the gradients from fading away.
     scratch = [ones(2 * sections * _SECTION, dtype) for _ in range(threads)]
 
     def run(thread, count):
         entry(*values, scratch[thread], count)
 
-    return rate(run, _SECTION, threads)
+    return rate(run, 1, threads) / threads if in_turn else rate(run, _SECTION, threads)
 
 
 def rates(dtype, counts, rate):
@@ -135,10 +211,17 @@ def rates(dtype, counts, rate):
     Returns
     -------
     dict
-        Lists with a figure for each count, under `CHAIN`, `GATES` and `GATES_BACK`.
+        Lists with a figure for each count, under `CHAIN`, `GATES` and so on.
     """
+
+    def gates(*how):
+        return [gate_rate(dtype, *how, n, rate) / 1e9 for n in counts]
+
     return {
         CHAIN: [chain_rate(dtype, n, rate) / 1e9 for n in counts],
-        GATES: [gate_rate(dtype, False, n, rate) / 1e9 for n in counts],
-        GATES_BACK: [gate_rate(dtype, True, n, rate) / 1e9 for n in counts],
+        GATES: gates(False, False),
+        GATES_BACK: gates(True, False),
+        IN_TURN: gates(False, True),
+        BACK_IN_TURN: gates(True, True),
+        MEETINGS: [meeting_rate(n) / 1e9 for n in counts],
     }

@@ -25,11 +25,15 @@ def weight_bytes(shape, dtype):
     return np.dtype(dtype).itemsize * 3 * units * (features + units)
 
 
-def bandwidth(roof, size):
-    """Return bytes per second from the nearest cache that holds `size` bytes."""
+def bandwidth(roof, size, count=-1):
+    """Return bytes per second from the nearest cache that holds `size` bytes.
+
+    `count` is the place in ``roof["threads"]``; a thread has its part of the caches.
+    """
+    part = roof["threads"][count] / roof["threads"][-1]
     for level in roof["read"]:
-        if level["holds"] is None or size <= level["holds"]:
-            return 1e9 * level["GB/s"][-1]
+        if level["holds"] is None or size <= level["holds"] * part:
+            return 1e9 * level["GB/s"][count]
     raise ValueError(f"no level of the roof holds {size} bytes")
 
 

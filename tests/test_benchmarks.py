@@ -27,7 +27,14 @@ from benchmarks import (  # noqa: E402
 )
 from benchmarks.bound import CALL, least_seconds  # noqa: E402
 from benchmarks.engines import ENGINES, able  # noqa: E402
-from benchmarks.rates import CHAIN, GATES, GATES_BACK  # noqa: E402
+from benchmarks.rates import (  # noqa: E402
+    BACK_IN_TURN,
+    CHAIN,
+    GATES,
+    GATES_BACK,
+    IN_TURN,
+    MEETINGS,
+)
 from benchmarks.shapes import BY_NAME, FAMILIES, SHAPES, Shape, make_data  # noqa: E402
 
 PROGRAMS = ("gpu", "memory", "peers", "picture", "roofline", "scaling", "startup")
@@ -37,8 +44,15 @@ ROOF = {
     "vector_bits": 256,
     "fma": {"float32": [50.0, 100.0], "float64": [25.0, 50.0]},
     "bound": {
-        "float32": {CHAIN: [0.1, 0.1], GATES: [0.5, 1.0], GATES_BACK: [1.0, 2.0]},
-        "float64": {CHAIN: [0.1, 0.1], GATES: [0.3, 0.5], GATES_BACK: [0.5, 1.0]},
+        dtype: {
+            CHAIN: [0.1, 0.1],
+            GATES: [rate / 2, rate],
+            GATES_BACK: [rate, 2 * rate],
+            IN_TURN: [0.02, 0.02],
+            BACK_IN_TURN: [0.05, 0.05],
+            MEETINGS: [NAN, 0.004],
+        }
+        for dtype, rate in (("float32", 1.0), ("float64", 0.5))
     },
     "read": [
         {"level": "L1", "holds": 1000, "bytes": 250, "GB/s": [40.0, 80.0]},
@@ -100,6 +114,12 @@ def test_bandwidth_is_that_of_the_nearest_cache_that_holds_it(size, rate):
     assert tables.bandwidth(ROOF, size) == rate
 
 
+def test_one_of_two_threads_has_half_of_the_caches():
+    assert tables.bandwidth(ROOF, 500, 0) == 40e9
+    assert tables.bandwidth(ROOF, 501, 0) == 20e9
+    assert tables.bandwidth(ROOF, 501, 1) == 80e9
+
+
 def test_shares_of_one_row_and_of_many():
     shape = Shape(1, 10, 4, 28)  # 10752 bytes of weights, in L2; 53760 operations
     at_bandwidth = 1e3 * 10 * 10752 / 40e9
@@ -132,10 +152,20 @@ def test_bound_is_the_longest_of_what_has_to_be_done():
     gates = 1000 * 2 * 20
     doubles = 6 * gates * (4 + 20) / 50e9 + gates / 0.5e9
     assert least("inference", 1000, 2, 4, 20, dtype="float64") == doubles
-    # One row of few units waits for the sums of its states, of more for the weights.
-    assert least("inference", 1, 100, 4, 8) == 100 * 8 / 0.1e9
-    assert least("training", 1, 100, 4, 8) == 2 * 100 * 8 / 0.1e9
-    assert least("inference", 1, 100, 4, 256) == 100 * 3 * 4 * 256 * 256 / 10e9
+    # One row of few units waits for the sums of its states and for gates, 50 ns and
+    # 20 ns back.
+    assert least("inference", 1, 100, 4, 8) == 100 * (8 / 0.1e9 + 50e-9)
+    assert least("training", 1, 100, 4, 8) == 100 * (2 * 8 / 0.1e9 + 70e-9)
+    # Of more units for their weights: one thread has half of a cache.
+    assert least("inference", 1, 100, 4, 256) == 100 * (
+        3 * 4 * 256 * 256 / 10e9 + 50e-9
+    )
+    # Two threads read 37632 bytes in 0.94 us and meet in 0.25; one takes 1.88.
+    assert least("inference", 1, 100, 0, 56) == 100 * (
+        3 * 4 * 56 * 56 / 40e9 + 250e-9 + 50e-9
+    )
+    # Two rows need not meet.
+    assert least("inference", 2, 100, 4, 8) == 100 * (8 / 0.1e9 + 50e-9)
 
 
 def test_bound_moves_inputs_and_outputs_from_where_they_fit():
