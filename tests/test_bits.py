@@ -105,7 +105,7 @@ problems = st.builds(
     B=st.integers(1, 20),
     T=st.integers(0, 6),
     F=st.integers(1, 9),
-    U=st.sampled_from([1, 5, 8, 15, 16, 17, 33, 48, 70]),
+    U=st.sampled_from([1, 5, 8, 15, 16, 17, 33, 48, 64, 70]),
     variant=st.sampled_from(VARIANTS),
     family=st.sampled_from(["auto", False]),
     masked=st.booleans(),
@@ -224,6 +224,20 @@ def test_pullback_may_be_called_again(problem):
     first = pullback(*problem.d)
     pullback(*outputs)
     same(pullback(*problem.d), first)
+
+
+# Four panels of vectors of 64 or of 32 bytes that do not fit into the first-level cache
+# together: a row alone goes through them back and forth.
+@pytest.mark.parametrize(("F", "U"), [(4, 64), (9, 50), (90, 32), (90, 25)])
+def test_a_row_alone_goes_through_its_weights_back_and_forth(F, U):
+    problem = Problem(3, 5, F, U, VARIANTS[0], "auto", True, seed=0)
+    together = problem.forward()
+    for row in range(problem.B):
+        one = slice(row, row + 1)
+        same(problem.forward(one), [array[one] for array in together])
+        *_, state = problem.forward(one, slice(3))
+        *_, later = problem.forward(one, slice(3, None), state)
+        same([later], [together[-1][one]])
 
 
 # Large enough for several threads, and for more blocks and parts of rows than threads.

@@ -81,7 +81,7 @@ def sums_again(a, w, row, m, p, t):
     _sums(
         m, 1, at(a.x, row * a.x_row + t * a.x_step), a.x_row, 0, F, h, h_row, 0, U,
         at(a.panels, p * (F + U) * 3 * width), 0, at(a.bias, p * 4 * width), w.s,
-        tile_size(a.x), width, width,
+        tile_size(a.x), width, width, -1,
     )  # fmt: skip
 
 

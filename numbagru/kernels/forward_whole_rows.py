@@ -62,7 +62,7 @@ def make_step_whole_rows(reset_after, per_gate):
                 sums(
                     m, panels, at(x, i * x_row), x_row, x_gate, F, at(hs, i * V), V,
                     h_gate, U, w, w_panel, at(starts, p * 4 * width),
-                    at(scratch, p * width), size, apart, width,
+                    at(scratch, p * width), size, apart, width, -1,
                 )  # fmt: skip
                 p += panels
             meet(words, own)

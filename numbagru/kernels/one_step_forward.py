@@ -122,7 +122,7 @@ def _sums_of_panels(words, x, h0, W, weights, biases, s, size, apart):
             m = tile_rows(B - i, most_rows(x))
             _sums(
                 m, 1, at(pointer(x), i * x_row), x_row, 0, F, at(pointer(h0), i * U), U,
-                0, U, panel, 0, bias, at(s, i * apart + first), size, apart, 0,
+                0, U, panel, 0, bias, at(s, i * apart + first), size, apart, 0, -1,
             )  # fmt: skip
             i += m
         p = next_item(words, p)

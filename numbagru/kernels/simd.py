@@ -76,6 +76,9 @@ def _compile_time(name: str, number: Any) -> Any:
 
 
 vector_lanes = _compile_time("Numbers of the array's type in one register.", lanes)
+vector_bytes = _compile_time(
+    "Bytes of one register.", lambda real: lanes(real) * real.bitwidth // 8
+)
 half_lanes = _compile_time(
     "Numbers in half a register, 0 where multiplying whole ones takes no longer.",
     # Zen 4 multiplies two vectors of 256 bits in the time of one of 512.

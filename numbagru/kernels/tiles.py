@@ -12,7 +12,7 @@ from numbagru.kernels.register_tiles import (
     step_tile,
     sum_tile,
 )
-from numbagru.kernels.simd import ALONE, PAIR, copy, copy_vector
+from numbagru.kernels.simd import ALONE, PAIR, at, copy, copy_vector
 
 
 @routine
@@ -50,17 +50,38 @@ def write_vector(target, source, width, count):
 
 @functools.cache
 def step_sums(candidate: bool, per_gate: bool) -> Any:
-    """Make `register_tiles.step_tile` for any number of rows up to 8."""
+    """Make `register_tiles.step_tile` for any number of rows up to 8.
+
+    `back` is what `forward_step.way_back` says of a row alone; -1 otherwise.
+    """
     t8, t4, t2, t1 = (step_tile(m, 1, candidate, per_gate) for m in (8, 4, 2, 1))
     alone = step_tile(1, ALONE, candidate, per_gate)
     pair = step_tile(1, PAIR, candidate, per_gate)
 
     @variant_routine(candidate, per_gate)
+    def one_by_one(
+        back, x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s, s_gate,
+        s_row, s_panel,
+    ):  # fmt: skip
+        p = ALONE - 1 if back else 0
+        while 0 <= p < ALONE:
+            t1(
+                x, x_row, x_gate, F, h, h_row, h_gate, U, at(w, p * w_panel), w_panel,
+                at(bias, p * 4 * s_panel), at(s, p * s_panel), s_gate, s_row, s_panel,
+            )  # fmt: skip
+            p += -1 if back else 1
+
+    @variant_routine(candidate, per_gate)
     def sums(
         m, panels, x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s,
-        s_gate, s_row, s_panel,
+        s_gate, s_row, s_panel, back,
     ):  # fmt: skip
-        if panels == ALONE:
+        if panels == ALONE and back >= 0:
+            one_by_one(
+                back, x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s,
+                s_gate, s_row, s_panel,
+            )  # fmt: skip
+        elif panels == ALONE:
             alone(
                 x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s, s_gate,
                 s_row, s_panel,
