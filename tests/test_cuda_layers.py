@@ -493,13 +493,11 @@ def test_the_program_that_checks_a_card(device, monkeypatch, capsys):
     from benchmarks import device_check
 
     shapes = device_check.Shape(2, 3, 2, 5), device_check.Shape(1, 2, 3, 4)
-    kernels = {"cuda_resident": shapes, "cuda_grid": shapes[:1]}
-    monkeypatch.setattr(device_check, "CHECKED", kernels)
+    monkeypatch.setattr(device_check, "CHECKED", {"cuda_resident": shapes})
     monkeypatch.setattr(device_check, "has_tf32", lambda: True)
     assert device_check.check("cuda_resident")
     assert capsys.readouterr().out.count("yes") == len(device_check.VARIANTS)
     monkeypatch.setattr(device_check, "VARIANTS", {"default": {}})
-    assert not device_check.check("cuda_grid")
     make = device_check.layer_for
 
     def wrong_on_the_device(shape, weights, where):
