@@ -7,16 +7,24 @@ All checks of arrays are made before anything is computed (operands.py). `config
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from numbagru import dispatch
-from numbagru.kernels.call import Call, Cotangents, Outputs, Results
+from numbagru.kernels.call import (
+    Call,
+    Cotangents,
+    Outputs,
+    Results,
+    bias_shape,
+    switches,
+)
 from numbagru.kernels.threads import get_num_threads, set_num_threads
 from numbagru.kernels.weight_gradients import rows_per_part
 from numbagru.operands import HOST, nothing, on_device
-from numbagru.weights import Weights, threads_of
+from numbagru.prepared import Gradients, demand_slopes, threads_of, training
+from numbagru.weights import Weights
 
 __all__ = [
     "Gradients",
@@ -53,16 +61,6 @@ def plus(array: Any, term: np.ndarray) -> Any:
     return array
 
 
-class Gradients(NamedTuple):
-    """Gradients of `gru`: arrays shaped as its arguments; bias None without one."""
-
-    inputs: np.ndarray
-    initial_state: np.ndarray
-    kernel: np.ndarray
-    recurrent_kernel: np.ndarray
-    bias: np.ndarray | None
-
-
 def _call(
     config: Any,
     weights: Weights,
@@ -87,9 +85,8 @@ def _call(
         x = place.scaled(x, factor)
     if config.go_backwards:
         x, mask = x[:, ::-1], mask[:, ::-1]
-    switches = bool(config.zero_output_for_mask), config.masked_output == "state"
-    call = Call(config, x, h0, mask, weights, x_drop, h_drop, switches, place)
-    return call, factor
+    rest = switches(config), place
+    return Call(config, x, h0, mask, weights, x_drop, h_drop, *rest), factor
 
 
 _NOTHING_SAVED = (0, 0, 0, 0), (0, 0, 0)
@@ -206,11 +203,21 @@ def gru_vjp(
         zero. May be called any number of times, while x and initial_state, which are
         not copied, stay as they are.
     """
+    if (
+        type(x) is np.ndarray
+        and mask is None
+        and input_dropout is None
+        and recurrent_dropout is None
+    ):
+        weights.check(config)
+        vjp = training(config, x.shape)
+        result = None if vjp is None else vjp(weights, x, initial_state)
+        if result is not None:
+            return result
     call, factor = _call(
         config, weights, x, initial_state, mask, input_dropout, recurrent_dropout
     )
-    for activation in (config.activation, config.recurrent_activation):
-        _ = activation.backward_argument
+    demand_slopes(config)
     family = dispatch.family_of(call)
     out = _outputs(call, family.saved_shapes(call))
     family.forward(call, out, threads_of(config))
@@ -237,19 +244,18 @@ def _backward(
     empty, public = place.empty, place.given
     d_x = empty((T, B, F) if config.time_major else (B, T, F), dtype)
     d_x_rows = d_x.transpose(1, 0, 2) if config.time_major else d_x
-    biases = (6 if config.reset_after else 3) if config.use_bias else 0
+    bias = empty(bias_shape(config), dtype)
     results = Results(
         d_x_rows[:, ::-1] if config.go_backwards else d_x_rows,
         empty((B, U), dtype),
         empty((F, 3 * U), dtype),
         empty((U, 3 * U), dtype),
-        empty(biases * U, dtype),
+        bias.reshape(-1),
     )
     rows = rows_per_part(B, T, F, U, dtype.itemsize)
     family.backward(call, given, out, rows, results, threads_of(config))
     if factor is not None:
         place.scale(d_x_rows, factor)
-    bias = results.bias.reshape(2, 3 * U) if biases == 6 else results.bias
     return Gradients(
         public(d_x),
         public(results.h0),

@@ -17,9 +17,9 @@ import numpy as np
 from numbagru.kernels import memory
 from numbagru.registry import on_device
 
-__all__ = ["HOST", "Operands", "nothing", "on_device"]
+__all__ = ["HOST", "NO_MASK", "Operands", "nothing", "on_device"]
 
-_NO_MASK = np.zeros((0, 0), np.uint8)
+NO_MASK = np.zeros((0, 0), np.uint8)
 
 
 @cache
@@ -56,7 +56,7 @@ class Operands:
     def mask(self, config: Any, given: Any, B: int, T: int) -> np.ndarray:
         """Check `mask`, bring it to (B, T) of 0 and 1; (0, 0) if every step counts."""
         if given is None:
-            return _NO_MASK
+            return NO_MASK
         given = self.raw(given, "mask")
         if given.dtype.kind not in "fiub":
             raise TypeError(

@@ -1,4 +1,4 @@
-"""Weights, and calls prepared from them: what calls have in common."""
+"""Weights, and what kernels derive from them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from numbagru import dispatch, operands
 from numbagru.kernels import forward_cpu, panels
-from numbagru.kernels.call import REAL, whole_rows
-from numbagru.kernels.threads import get_num_threads
+from numbagru.kernels.call import REAL, bias_shape, whole_rows
+from numbagru.prepared import Inference
 
 
 class OnDevice(NamedTuple):
@@ -135,8 +135,7 @@ class Weights:
             return
         W, R, bias = self.kernel, self.recurrent_kernel, self.bias
         U, dtype = config.units, np.dtype(config.dtype)
-        bias_shape = (2, 3 * U) if config.reset_after else (3 * U,)
-        expected = (3 * U,), (U, 3 * U), bias_shape if config.use_bias else None
+        expected = (3 * U,), (U, 3 * U), bias_shape(config) if config.use_bias else None
         found = W.shape[1:], R.shape, None if bias is None else bias.shape
         if found != expected or W.dtype != dtype or R.dtype != dtype:
             raise ValueError(
@@ -147,89 +146,6 @@ class Weights:
         self._fits = config
 
 
-class Inference:
-    """The tile kernels called with sequences and states, everything else bound before.
-
-    A step of one row takes the kernel a microsecond; the checks and allocations of the
-    general call take thirty.
-    """
-
-    def __init__(self, config: Any, weights: Weights) -> None:
-        self.dtype = np.dtype(config.dtype)
-        self.units = config.units
-        self.run = forward_cpu.prepare(
-            config.activation,
-            config.recurrent_activation,
-            config.reset_after,
-            REAL[self.dtype],
-            weights.packed(False, threads_of(config)),
-            config.units,
-            lambda: threads_of(config),
-        )
-        self.no_sequence = np.empty((0, 0, 0), self.dtype)
-        self.call = self._caller(config, weights.kernel.shape[0])
-
-    def _caller(self, config: Any, features: int) -> Callable[..., Any]:
-        """Make ``call(x, h0)``: outputs as of `gru`, None where x or h0 needs more.
-
-        A closure, because looking up ten attributes takes a tenth of the call.
-        """
-        run, dtype, units = self.run, self.dtype, self.units
-        sequences = config.return_sequences
-        both = config.return_state and not sequences
-        no_sequence = self.no_sequence
-        no_state, no_work = np.empty((0, 0), dtype), np.empty(0, dtype)
-        no_last = np.empty((0, units), dtype)
-        last_in_y = sequences and not config.return_state
-        ndarray, empty = np.ndarray, np.empty
-
-        def call(x: Any, h0: Any = None) -> tuple[Any, Any, Any] | None:
-            if type(x) is not ndarray or x.dtype is not dtype or x.ndim != 3:
-                return None
-            B, T, F = x.shape
-            flags = x.flags
-            if features != F or not flags.c_contiguous or not flags.aligned:
-                return None
-            if h0 is None:
-                h0 = no_state
-            elif (
-                type(h0) is not ndarray
-                or h0.dtype is not dtype
-                or h0.shape != (B, units)
-                or not h0.flags.c_contiguous
-                or not h0.flags.aligned
-            ):
-                return None
-            y = empty((B, T, units), dtype) if sequences else no_sequence
-            if last_in_y and T > 0:
-                # 8192 rows, one step, 32 units: 0.46 ms; 0.51 with arrays of their own.
-                run(x, h0, y, no_last, no_last, no_work)
-                last = y[:, -1]
-                return last, y, last
-            last = empty((B, units), dtype)
-            # Without a mask the last output is the state.
-            state = empty((B, units), dtype) if both else last
-            run(x, h0, y, last, state, no_work)
-            return last, (y if sequences else None), state
-
-        return call
-
-    def stepper(self, x: np.ndarray, state: np.ndarray, output: np.ndarray) -> Any:
-        """Make ``step()``: one step from x (B, 1, F), which updates the state (B, U).
-
-        All arrays are used again and again, and so is the memory to work with.
-        """
-        work = np.empty(
-            forward_cpu.work_size(REAL[self.dtype], len(x), self.units), self.dtype
-        )
-        run, none = self.run, self.no_sequence
-
-        def step() -> None:
-            run(x, state, none, output, state, work)
-
-        return step
-
-
 def _contiguous(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if array.flags.c_contiguous and array.dtype is dtype:
         return array
@@ -238,9 +154,3 @@ def _contiguous(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 def _general(x: Any, h0: Any) -> None:
     """Stand for `Inference.call` where every call needs the general one."""
-
-
-def threads_of(config: Any) -> int:
-    """How many threads a layer's call may use."""
-    most = get_num_threads()
-    return most if config.threads is None else min(most, config.threads)

@@ -202,6 +202,36 @@ def assert_same(results, expected):
         np.testing.assert_array_equal(result, right, strict=True)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"return_sequences": False, "return_state": True},
+        {"use_bias": False},
+        {"reset_after": False},
+        {"dtype": "float64", "threads": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("given", [(0,), (1,), (2,), (0, 1, 2), ()], ids=str)
+def test_whole_arrays_take_a_shorter_way_to_the_same_bits(changes, given):
+    config = GRUConfig(**{"units": U, "return_sequences": True, **changes})
+    dtype = config.dtype
+    weights = weights_of(dtype, reset_after=config.reset_after, bias=config.use_bias)
+    x, h0 = X.astype(dtype), VALID["initial_state"].astype(dtype)
+    found = []
+    for sequences in (x, x.tolist()):
+        outputs, pullback = gru_vjp(config, weights, sequences, h0)
+        cotangents = [
+            None if y is None or i not in given else random(*y.shape, dtype=dtype)
+            for i, y in enumerate(outputs)
+        ]
+        gradients = pullback(*cotangents)
+        arrays = [*outputs, *gradients]
+        found.append([array for array in arrays if array is not None])
+    assert_same(*found)
+
+
 @pytest.mark.parametrize("family", ["auto", False])
 @pytest.mark.parametrize("way", SAME)
 @pytest.mark.parametrize("names", [["x"], ["x", "initial_state", "mask"], [*VALID]])

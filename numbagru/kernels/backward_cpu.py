@@ -6,6 +6,7 @@ backward_parts.py has its loops.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from numba import types
@@ -72,6 +73,15 @@ _PARALLEL_FROM = 50_000
 
 
 @functools.lru_cache
+def _bound(
+    config: Any, shape: tuple[int, ...], per_gate: bool, parts: int, most: int
+) -> tuple[Callable[..., None], tuple[Any, ...], Ways]:
+    """Return entry and first arguments, as `call.bound`, and the ways to call it."""
+    entry, first = bound(BACKWARD, config, True, per_gate)
+    return entry, first, _ways(entry, *shape, config.units, parts, most)
+
+
+@functools.lru_cache
 def _ways(entry: Any, B: int, T: int, F: int, U: int, parts: int, most: int) -> Ways:
     """Plan calls of a kernel's entry on at most `most` threads."""
     products = B * U * (F + U)
@@ -95,12 +105,11 @@ def backward(
     if one_step.suits(call):
         one_step.backward(call, given, out, results, most)
         return
-    entry, first = bound(BACKWARD, call.config, slopes=True, per_gate=call.per_gate)
-    (B, _, F), U = call.x.shape, call.h0.shape[1]
-    count = max(1, -(-B // rows_per_part))  # no rows: gradients of zero
+    shape = call.x.shape
+    count = max(1, -(-shape[0] // rows_per_part))  # no rows: gradients of zero
+    entry, first, ways = _bound(call.config, shape, call.per_gate, count, most)
     packed = call.weights.packed(True, most)
-    gradients = make_parts(count, F, U, call.x.dtype)
-    ways = _ways(entry, *call.x.shape, U, count, most)
+    gradients = make_parts(count, shape[2], call.config.units, call.x.dtype)
     arguments = (
         *first, call.x, call.h0, call.mask, *rows_by_end(call.mask),
         packed, call.x_drop, call.h_drop, *call.switches, *given,

@@ -45,6 +45,18 @@ def whole_rows(config: Any) -> bool:
     return config.activation.rowwise or config.recurrent_activation.rowwise
 
 
+def bias_shape(config: Any) -> tuple[int, ...]:
+    """Give the shape of the bias; size 0 without one."""
+    if not config.use_bias:
+        return (0,)
+    return (2, 3 * config.units) if config.reset_after else (3 * config.units,)
+
+
+def switches(config: Any) -> tuple[bool, bool]:
+    """Give `Call.switches`."""
+    return bool(config.zero_output_for_mask), config.masked_output == "state"
+
+
 def activations(config: Any, slopes: bool) -> tuple[list[Any], list[types.Type]]:
     """Candidate's and gates' activation for `evaluate`, and their Numba types.
 

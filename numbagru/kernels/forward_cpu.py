@@ -142,6 +142,15 @@ _TOGETHER = ((2, 8_000), (8, 32_000), (9, 200_000))
 
 
 @functools.lru_cache
+def _bound(
+    config: Any, shape: tuple[int, ...], per_gate: bool, most: int
+) -> tuple[Callable[..., None], tuple[Any, ...], Ways]:
+    """Return entry and first arguments, as `call.bound`, and the ways to call it."""
+    entry, first = bound(FORWARD, config, False, per_gate)
+    return entry, first, _ways(entry, *shape, config.units, most)
+
+
+@functools.lru_cache
 def _ways(entry: Any, B: int, T: int, F: int, U: int, most: int) -> Ways:
     """Plan calls of a kernel's entry on at most `most` threads."""
     # Inputs that are multiplied ahead take about a quarter of the time.
@@ -161,8 +170,7 @@ def forward(call: Call, out: Outputs, most: int) -> None:
     if out.states.size > 0 and one_step.suits(call):
         one_step.forward(call, out, most)
         return
-    entry, first = bound(FORWARD, call.config, slopes=False, per_gate=call.per_gate)
-    ways = _ways(entry, *call.x.shape, call.h0.shape[1], most)
+    entry, first, ways = _bound(call.config, call.x.shape, call.per_gate, most)
     packed = call.weights.packed(out.states.size > 0, ways.plans[0].threads)
     rest = (
         call.x, call.h0, call.mask, *rows_by_end(call.mask), packed, call.x_drop,

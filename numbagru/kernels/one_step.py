@@ -8,6 +8,13 @@ The order of all sums is that of the other kernels, and so are the bits.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from numbagru._jit import Kernel
 from numbagru.kernels.call import (
     REAL,
     Call,
@@ -28,42 +35,55 @@ _PARALLEL_FROM = 200_000
 
 def suits(call: Call) -> bool:
     """Whether a training call is one step of one part of rows, nothing packed yet."""
-    (B, T, F), U = call.x.shape, call.h0.shape[1]
+    shape = call.x.shape
     return (
-        T == 1
-        and 0 < B <= rows_per_part(B, T, F, U, call.x.itemsize)
-        and U % lanes(REAL[call.x.dtype]) == 0
-        and call.config.reset_after
+        shape[1] == 1
+        and _suits(call.config, shape)
         and call.mask.size == 0
         and not call.per_gate
         and not call.weights.packed_for_training
     )
 
 
-def _threads(call: Call, most: int) -> int:
-    (B, _, F), U = call.x.shape, call.h0.shape[1]
-    return most if B * U * (F + U) >= _PARALLEL_FROM else 1
+@functools.lru_cache
+def _suits(config: Any, shape: tuple[int, ...]) -> bool:
+    (B, T, F), U, dtype = shape, config.units, np.dtype(config.dtype)
+    return (
+        0 < B <= rows_per_part(B, T, F, U, dtype.itemsize)
+        and U % lanes(REAL[dtype]) == 0
+        and config.reset_after
+    )
+
+
+@functools.lru_cache
+def _bound(
+    kernel: Kernel, config: Any, slopes: bool, shape: tuple[int, ...], most: int
+) -> tuple[Callable[..., None], tuple[Any, ...], int]:
+    """Return entry and first arguments, as `call.bound`, and how many threads."""
+    (B, _, F), U = shape, config.units
+    threads = most if B * U * (F + U) >= _PARALLEL_FROM else 1
+    return *bound(kernel, config, slopes), threads
 
 
 def forward(call: Call, out: Outputs, most: int) -> None:
     """Run the forward kernel on at most `most` threads."""
-    entry, first = bound(FORWARD, call.config, slopes=False)
+    entry, first, threads = _bound(FORWARD, call.config, False, call.x.shape, most)
     weights = call.weights
     arguments = (
         *first, call.x, call.h0, weights.kernel, weights.recurrent_kernel,
         weights.flat_bias, *out,
     )  # fmt: skip
-    run(entry, arguments, _threads(call, most))
+    run(entry, arguments, threads)
 
 
 def backward(
     call: Call, given: Cotangents, out: Outputs, results: Results, most: int
 ) -> None:
     """Run the backward kernel on at most `most` threads."""
-    entry, first = bound(BACKWARD, call.config, slopes=True)
+    entry, first, threads = _bound(BACKWARD, call.config, True, call.x.shape, most)
     weights = call.weights
     arguments = (
         *first, call.x, call.h0, weights.kernel, weights.recurrent_kernel, *given,
         out.saved, *results,
     )  # fmt: skip
-    run(entry, arguments, _threads(call, most))
+    run(entry, arguments, threads)

@@ -13,6 +13,7 @@ Units and features are zero-padded to whole vectors.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 from numba import types
@@ -216,16 +217,19 @@ def pack(
     threads : int
         How many may be used at the most.
     """
-    dtype = W.dtype
-    real = REAL[dtype]
-    size = _packed_size(W.shape[0], R.shape[0], real, backward)
-    packed = memory.empty((size + ALIGNING,), dtype)
-    entry = (_BOTH if backward else _FORWARD).entry(real)
+    entry, make, size = _packing(W.shape[0], R.shape[0], W.dtype, backward)
+    packed = make()
     run(entry, (W, R, bias, packed), threads if size >= _PARALLEL_FROM else 1)
     return packed
 
 
 @functools.lru_cache
-def _packed_size(F: int, U: int, real: types.Float, backward: bool) -> int:
+def _packing(
+    F: int, U: int, dtype: np.dtype, backward: bool
+) -> tuple[Callable[..., None], Callable[[], np.ndarray], int]:
+    """Return what packs, what makes the memory for it, and how many numbers it has."""
+    real = REAL[dtype]
     _, forward_end, _, end = places.py_func(F, U, lanes(real))
-    return end if backward else forward_end
+    size = end if backward else forward_end
+    entry = (_BOTH if backward else _FORWARD).entry(real)
+    return entry, memory.maker((size + ALIGNING,), dtype), size
