@@ -15,7 +15,6 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from numbagru.kernels.simd import PAIR
 from numbagru.kernels.vector_ir import INDEX, Emitter, lanes
 from numbagru.scalar import outlined
 
@@ -248,8 +247,8 @@ def _apart(name, emit_body):
 
 
 @functools.cache
-def gates_tile(gates: int) -> Any:
-    """Make the tile of a row alone, of two panels: the parts of `sum_tile` together.
+def gates_tile(gates: int, panels: int) -> Any:
+    """Make the tile of a row alone, of some panels: the parts of `sum_tile` together.
 
     ``tile(a, a_part, b, b_panel, b_part, K, c)``. Two panels are too few chains for a
     row to keep the multipliers busy with one part.
@@ -268,18 +267,18 @@ def gates_tile(gates: int) -> Any:
             starts = [emit.move(a, emit.times(a_part, g)) for g in range(gates)]
             zero = ir.Constant(emit.vector, None)
             (sums,) = emit.chain(
-                [[zero] * (PAIR * gates)],
-                [starts * PAIR],
+                [[zero] * (panels * gates)],
+                [starts * panels],
                 INDEX(1),
                 [
                     emit.move(b, emit.times(b_panel, p), emit.times(b_part, g))
-                    for p in range(PAIR)
+                    for p in range(panels)
                     for g in range(gates)
                 ],
                 INDEX(width),
                 K,
             )
-            for p in range(PAIR):
+            for p in range(panels):
                 spot = emit.move(c, p * width)
                 total = emit.load(spot)
                 for value in sums[p * gates : (p + 1) * gates]:

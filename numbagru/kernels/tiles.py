@@ -59,17 +59,17 @@ def step_sums(candidate: bool, per_gate: bool) -> Any:
     pair = step_tile(1, PAIR, candidate, per_gate)
 
     @variant_routine(candidate, per_gate)
-    def one_by_one(
+    def two_by_two(
         back, x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s, s_gate,
         s_row, s_panel,
     ):  # fmt: skip
-        p = ALONE - 1 if back else 0
+        p = PAIR if back else 0
         while 0 <= p < ALONE:
-            t1(
+            pair(
                 x, x_row, x_gate, F, h, h_row, h_gate, U, at(w, p * w_panel), w_panel,
                 at(bias, p * 4 * s_panel), at(s, p * s_panel), s_gate, s_row, s_panel,
             )  # fmt: skip
-            p += -1 if back else 1
+            p += -PAIR if back else PAIR
 
     @variant_routine(candidate, per_gate)
     def sums(
@@ -77,7 +77,7 @@ def step_sums(candidate: bool, per_gate: bool) -> Any:
         s_gate, s_row, s_panel, back,
     ):  # fmt: skip
         if panels == ALONE and back >= 0:
-            one_by_one(
+            two_by_two(
                 back, x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s,
                 s_gate, s_row, s_panel,
             )  # fmt: skip
@@ -236,5 +236,22 @@ def add_sums(
         )
 
 
-# Of a row alone with two panels, the gates side by side.
-add_two_gates, add_three_gates = gates_tile(2), gates_tile(3)
+@functools.cache
+def add_gates(gates: int) -> Any:
+    """Make `add_sums` of a row alone with so many parts, the gates, side by side."""
+    tiles = (gates_tile(gates, panels) for panels in (ALONE, PAIR, 1))
+    alone, pair, single = tiles
+
+    @variant_routine(gates)
+    def add(panels, a, a_part, b, b_panel, b_part, K, c):
+        if panels == ALONE:
+            alone(a, a_part, b, b_panel, b_part, K, c)
+        elif panels == PAIR:
+            pair(a, a_part, b, b_panel, b_part, K, c)
+        else:
+            single(a, a_part, b, b_panel, b_part, K, c)
+
+    return add
+
+
+add_two_gates, add_three_gates = add_gates(2), add_gates(3)
