@@ -42,6 +42,7 @@ from numbagru.kernels.backward_tile import pack_inputs, pack_inputs_per_gate
 from numbagru.kernels.forward_arrays import row_of
 from numbagru.kernels.record import record
 from numbagru.kernels.simd import (
+    add_some,
     aligned,
     ask_for,
     at,
@@ -87,40 +88,44 @@ def _capacity(T, F, U, width, size, rows):
 
 
 @routine
-def _take_output_gradient(a, w, own, b, i, t):
-    """Add the gradient of this step's output to that of the state it came from."""
+def _take_output_gradients(a, w, own, b, first, n, t):
+    """Add gradients of this step's outputs to those of the states they came from.
+
+    Of the block's rows from `first` to n.
+    """
     U, V = a.U, w.V
     width = vector_lanes(a.x)
     panel, stop_panel = share_of(own, V // width, 1)
     start, stop = panel * width, min(U, stop_panel * width)
     last = a.has_d_last and t == a.T - 1
-    row = row_of(a, b + i)
-    dh, carried = at(w.dh, i * V), at(w.d_output, i * V)
-    d_y = at(a.d_y, row * a.d_y_row + t * a.d_y_step)
-    if a.has_d_y:
-        for u in range(start, stop, width):
-            ask_for(at(d_y, u - a.d_y_step))  # what the next step takes
-    d_last = at(a.d_last, row * U)
-    if not a.masked:
+    for i in range(first, n):
+        row = row_of(a, b + i)
+        dh, carried = at(w.dh, i * V), at(w.d_output, i * V)
+        d_y = at(a.d_y, row * a.d_y_row + t * a.d_y_step)
+        d_last = at(a.d_last, row * U)
         if a.has_d_y:
+            for u in range(start, stop, width):
+                ask_for(at(d_y, u - a.d_y_step))  # what the next step takes
+        if not a.masked:
+            if a.has_d_y:
+                for u in range(start, stop, width):
+                    add_some(at(dh, u), at(d_y, u), stop - u)
+            if last:
+                for u in range(start, stop, width):
+                    add_some(at(dh, u), at(d_last, u), stop - u)
+        else:
+            active = counts(a, b + i, t)
+            repeats = not (active or a.zero_output)
+            reaches = active or (t == 0 and a.first_is_state and not a.zero_output)
             for u in range(start, stop):
-                dh[u] += d_y[u]
-        if last:
-            for u in range(start, stop):
-                dh[u] += d_last[u]
-        return
-    active = counts(a, b + i, t)
-    repeats = not (active or a.zero_output)
-    reaches = active or (t == 0 and a.first_is_state and not a.zero_output)
-    for u in range(start, stop):
-        d = carried[u]
-        if last:
-            d += d_last[u]
-        if a.has_d_y:
-            d += d_y[u]
-        if reaches:
-            dh[u] += d
-        carried[u] = d if repeats else 0
+                d = carried[u]
+                if last:
+                    d += d_last[u]
+                if a.has_d_y:
+                    d += d_y[u]
+                if reaches:
+                    dh[u] += d
+                carried[u] = d if repeats else 0
 
 
 @routine
@@ -141,7 +146,7 @@ def _enter_rows(a, w, own, b, n, total, t):
     if a.masked:
         for i in range(n, going):
             for step in range(a.T - 1, t, -1):
-                _take_output_gradient(a, w, own, b, i, step)
+                _take_output_gradients(a, w, own, b, i, i + 1, step)
                 if is_first(own):
                     d_x = at(a.d_x, row_of(a, b + i) * a.d_x_row + step * a.d_x_step)
                     clear(d_x, a.F)
@@ -193,8 +198,7 @@ def _block_of(reset_after, per_gate, whole_rows):
             e = at(w.e, slot * total * w.e_row)
             if step_number >= start:
                 n = _enter_rows(a, w, own, b, n, total, t)
-                for i in range(n):
-                    _take_output_gradient(a, w, own, b, i, t)
+                _take_output_gradients(a, w, own, b, 0, n, t)
                 if is_first(own) and per_gate:
                     pack_inputs_per_gate(a, w, b, n, t, samples, capacity)
                 elif is_first(own):

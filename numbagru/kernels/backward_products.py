@@ -13,7 +13,7 @@ from numbagru.kernels.simd import (
     ALONE,
     at,
     clear,
-    copy,
+    clear_vector,
     half_lanes,
     most_rows,
     vector_lanes,
@@ -30,6 +30,7 @@ from numbagru.kernels.tiles import (
     continue_sums_of_gates,
     panels_alone,
     tile_rows,
+    write_vector,
 )
 
 
@@ -150,10 +151,10 @@ def input_gradient(a, w, own, e, b, n, t, steps):
     F, U = a.F, a.U
     FV = rounded_up(F, width)
     first, stop = share_of(own, FV // width, 1)
-    start, end = first * width, min(F, stop * width)
     rows = steps * n
     for i in range(rows):
-        clear(at(w.d_x, i * FV + start), (stop - first) * width)
+        for v in range(first, stop):
+            clear_vector(at(w.d_x, i * FV + v * width))
     # Few features, the last ones: training with 4 and 16 units, 8192 rows, 50 steps
     # took 38.7 ms, and takes 35.2 (`_add_group` also leaves out rows that are none).
     whole = FV // width
@@ -172,7 +173,9 @@ def input_gradient(a, w, own, e, b, n, t, steps):
     for i in range(rows):
         step = t + steps - 1 - i // n
         target = at(a.d_x, row_of(a, b + i % n) * a.d_x_row + step * a.d_x_step)
-        copy(at(target, start), at(w.d_x, i * FV + start), max(0, end - start))
+        for v in range(first, stop):
+            place = v * width
+            write_vector(at(target, place), at(w.d_x, i * FV + place), width, F - place)
 
 
 @section

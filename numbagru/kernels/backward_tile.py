@@ -11,6 +11,7 @@ from numbagru.kernels.simd import (
     at,
     copy_eight,
     copy_vector,
+    take_eight,
     tile_size,
     vector_lanes,
 )
@@ -26,12 +27,7 @@ def pack_inputs(a, w, b, n, t, first, capacity):
         active = counts(a, b + i, t)
         for k in range(0, F, GROUP):
             target = at(w.a, (k // GROUP * capacity + first + i) * GROUP)
-            if active and k + GROUP <= F:
-                copy_eight(target, at(x, k))
-            else:
-                for j in range(GROUP):
-                    inside = active and k + j < F
-                    target[j] = x[k + j] if inside else 0
+            take_eight(target, at(x, k), F - k if active else 0)
 
 
 @routine

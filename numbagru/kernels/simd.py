@@ -125,6 +125,60 @@ copy_eight = _copy_of(8)
 
 
 @intrinsic
+def copy_some(typingctx: Any, target: Any, source: Any, count: Any) -> Any:
+    """Copy up to a vector; memory after that is not touched."""
+    real = target.dtype
+
+    def codegen(context, builder, signature, args):
+        emit = Emitter(builder, real)
+        mask = emit.first(args[2])
+        emit.store_some(emit.load_some(args[1], mask), args[0], mask)
+        return context.get_dummy_value()
+
+    return types.void(target, target, types.intp), codegen
+
+
+@intrinsic
+def add_some(typingctx: Any, target: Any, source: Any, count: Any) -> Any:
+    """Add up to a vector of numbers to a vector, zeros to the rest of it."""
+    real = target.dtype
+
+    def codegen(context, builder, signature, args):
+        emit = Emitter(builder, real)
+        term = emit.load_some(args[1], emit.first(args[2]))
+        emit.store(builder.fadd(emit.load(args[0]), term), args[0])
+        return context.get_dummy_value()
+
+    return types.void(target, target, types.intp), codegen
+
+
+@intrinsic
+def take_eight(typingctx: Any, target: Any, source: Any, count: Any) -> Any:
+    """Copy up to eight numbers, and zeros for the others of eight."""
+    real = target.dtype
+
+    def codegen(context, builder, signature, args):
+        emit = Emitter(builder, real, 8)
+        emit.store(emit.load_some(args[1], emit.first(args[2])), args[0])
+        return context.get_dummy_value()
+
+    return types.void(target, target, types.intp), codegen
+
+
+@intrinsic
+def clear_vector(typingctx: Any, target: Any) -> Any:
+    """Set a vector to zero."""
+    real = target.dtype
+
+    def codegen(context, builder, signature, args):
+        emit = Emitter(builder, real)
+        emit.store(ir.Constant(emit.vector, None), args[0])
+        return context.get_dummy_value()
+
+    return types.void(target), codegen
+
+
+@intrinsic
 def copy(typingctx: Any, target: Any, source: Any, count: Any) -> Any:
     """Copy so many numbers from address to address, which do not overlap."""
 

@@ -12,7 +12,7 @@ from numbagru.kernels.register_tiles import (
     step_tile,
     sum_tile,
 )
-from numbagru.kernels.simd import ALONE, PAIR, at, copy, copy_vector
+from numbagru.kernels.simd import ALONE, PAIR, at, copy_some, copy_vector
 
 
 @routine
@@ -45,7 +45,7 @@ def write_vector(target, source, width, count):
     if count >= width:
         copy_vector(target, source)
     else:
-        copy(target, source, count)
+        copy_some(target, source, count)
 
 
 @functools.cache

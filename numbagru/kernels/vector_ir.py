@@ -7,6 +7,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.registry import cpu_target
 
 from numbagru.scalar import fma_of
@@ -95,9 +96,42 @@ class Emitter:
         wide = self.builder.bitcast(base, self.vector.as_pointer())
         self.builder.store(value, wide, align=self.bytes)
 
+    def first(self, count: Any) -> Any:
+        """Make the mask of the first `count` lanes, of all if there are fewer."""
+        kind = ir.VectorType(ir.IntType(32), self.width)
+        numbers = ir.Constant(kind, list(range(self.width)))
+        counts = self._everywhere(self.builder.trunc(count, kind.element), kind)
+        return self.builder.icmp_signed("<", numbers, counts)
+
+    def load_some(self, base: Any, mask: Any) -> Any:
+        """Load the lanes of a mask, zeros into others, whose memory is not touched."""
+        return self._masked("load", self.vector, base, mask)
+
+    def store_some(self, value: Any, base: Any, mask: Any) -> None:
+        """Store the lanes of a mask."""
+        self._masked("store", ir.VoidType(), base, mask, value)
+
+    def _masked(self, what: str, result: Any, base: Any, mask: Any, *given: Any) -> Any:
+        place, word = self.vector.as_pointer(), ir.IntType(32)
+        zero = ir.Constant(self.vector, None)
+        types_ = [*(v.type for v in given), place, word, mask.type]
+        values = [*given, self.builder.bitcast(base, place), word(self.bytes), mask]
+        if what == "load":
+            types_, values = [*types_, self.vector], [*values, zero]
+        lane = f"v{self.width}f{8 * self.bytes}"
+        function = cgutils.get_or_insert_function(
+            self.builder.module,
+            ir.FunctionType(result, types_),
+            f"llvm.masked.{what}.{lane}.p0{lane}",
+        )
+        return self.builder.call(function, values)
+
     def broadcast(self, value: Any) -> Any:
         """Make a vector of one number."""
-        undefined = ir.Constant(self.vector, ir.Undefined)
+        return self._everywhere(value, self.vector)
+
+    def _everywhere(self, value: Any, kind: ir.VectorType) -> Any:
+        undefined = ir.Constant(kind, ir.Undefined)
         first = self.builder.insert_element(undefined, value, ir.IntType(32)(0))
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.width), [0] * self.width)
         return self.builder.shuffle_vector(first, undefined, zeros)
