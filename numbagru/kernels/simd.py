@@ -124,18 +124,30 @@ copy_vector = _copy_of(None)
 copy_eight = _copy_of(8)
 
 
-@intrinsic
-def copy_some(typingctx: Any, target: Any, source: Any, count: Any) -> Any:
-    """Copy up to a vector; memory after that is not touched."""
-    real = target.dtype
+def _copy_some_of(most: Any, pads: bool) -> Any:
+    @intrinsic
+    def copy(typingctx: Any, target: Any, source: Any, count: Any) -> Any:
+        real = target.dtype
 
-    def codegen(context, builder, signature, args):
-        emit = Emitter(builder, real)
-        mask = emit.first(args[2])
-        emit.store_some(emit.load_some(args[1], mask), args[0], mask)
-        return context.get_dummy_value()
+        def codegen(context, builder, signature, args):
+            emit = Emitter(builder, real, most)
+            mask = emit.first(args[2])
+            value = emit.load_some(args[1], mask)
+            if pads:
+                emit.store(value, args[0])
+            else:
+                emit.store_some(value, args[0], mask)
+            return context.get_dummy_value()
 
-    return types.void(target, target, types.intp), codegen
+        return types.void(target, target, types.intp), codegen
+
+    return copy
+
+
+# Up to a vector, and up to eight numbers with zeros for the others of eight; memory of
+# the source after so many is not touched.
+copy_some = _copy_some_of(None, pads=False)
+take_eight = _copy_some_of(8, pads=True)
 
 
 @intrinsic
@@ -147,19 +159,6 @@ def add_some(typingctx: Any, target: Any, source: Any, count: Any) -> Any:
         emit = Emitter(builder, real)
         term = emit.load_some(args[1], emit.first(args[2]))
         emit.store(builder.fadd(emit.load(args[0]), term), args[0])
-        return context.get_dummy_value()
-
-    return types.void(target, target, types.intp), codegen
-
-
-@intrinsic
-def take_eight(typingctx: Any, target: Any, source: Any, count: Any) -> Any:
-    """Copy up to eight numbers, and zeros for the others of eight."""
-    real = target.dtype
-
-    def codegen(context, builder, signature, args):
-        emit = Emitter(builder, real, 8)
-        emit.store(emit.load_some(args[1], emit.first(args[2])), args[0])
         return context.get_dummy_value()
 
     return types.void(target, target, types.intp), codegen
