@@ -239,8 +239,7 @@ def add_sums(
 @functools.cache
 def add_gates(gates: int) -> Any:
     """Make `add_sums` of a row alone with so many parts, the gates, side by side."""
-    tiles = (gates_tile(gates, panels) for panels in (ALONE, PAIR, 1))
-    alone, pair, single = tiles
+    alone, pair, single = (gates_tile(gates, panels) for panels in (ALONE, PAIR, 1))
 
     @variant_routine(gates)
     def add(panels, a, a_part, b, b_panel, b_part, K, c):
