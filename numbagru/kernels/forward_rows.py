@@ -244,7 +244,8 @@ def _rows_of(reset_after, per_gate, whole_rows, arrays):
         elif a.masked:
             private_size = n * (1 + a.F)
         shared_by_all = shared_size(n, V, width, per_gate)
-        if not per_gate and _hoists(a, n):
+        # Of several blocks the last may have one row, and be the only one that hoists.
+        if not per_gate and (_hoists(a, n) or _hoists(a, B % max(1, n))):
             shared_by_all += _HOISTED_STEPS * 4 * V
         common_size = whole_rows_size(a) if whole_rows else 0
         needed = OWN + OWN_ALIGNED + scratch_size + private_size
