@@ -25,7 +25,7 @@ from numbagru.gates import (
     d_step_reset_after,
     step_reset_after,
 )
-from numbagru.kernels.atomics import add, give_way, load, rest
+from numbagru.kernels import team
 from numbagru.kernels.call import REAL, activations
 from numbagru.kernels.simd import at, copy, hold, pointer
 from numbagru.scalar import fma
@@ -131,35 +131,31 @@ _KERNELS = {
 
 
 @njit(nogil=True)
-def _meet(words, threads, count):
-    arrived = pointer(words)
-    for turn in range(1, count + 1):
-        add(arrived, 1)
-        spins = 0
-        while load(arrived) < turn * threads:
-            spins += 1
-            if spins < 5000:
-                rest()
-            else:
-                give_way()
+def _meet(words, own, thread, threads, count):
+    mine = pointer(own)
+    team.be_member(mine, thread, threads)
+    for _ in range(count):
+        team.meet(pointer(words), mine)
     hold(words)
+    hold(own)
 
 
 def meeting_rate(threads, count=20_000, rounds=16):
     """Return meetings per second, NaN for one thread."""
     if threads == 1:
         return math.nan
-    _meet(np.zeros(8, np.int64), 1, 1)  # compiles
+    _meet(np.zeros(team.LENGTH, np.int64), np.zeros(team.OWN, np.int64), 0, 1, 1)
     best = 0.0
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(rounds):
-            words = np.zeros(8, np.int64)
+            words = np.zeros(team.LENGTH, np.int64)
             barrier = threading.Barrier(threads)
 
-            def meet(_, words=words, barrier=barrier):
+            def meet(thread, words=words, barrier=barrier):
+                own = np.zeros(team.OWN, np.int64)
                 barrier.wait()
                 start = time.perf_counter()
-                _meet(words, threads, count)
+                _meet(words, own, thread, threads, count)
                 return time.perf_counter() - start
 
             best = max(best, count / max(pool.map(meet, range(threads))))

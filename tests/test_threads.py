@@ -370,7 +370,7 @@ def test_who_was_let_in_stays_in(admitted, step):
     words[team.TOGETHER] = 1
     words[team.JOINED] = 1
     words[team.ADMITTED] = admitted
-    words[team._ENTRIES + 2 * 2] = 7
+    words[team._ENTRIES + team._ENTRY * 2] = 7
     assert _entered(words, np.zeros(team.OWN, np.int64)) == step
 
 

@@ -66,7 +66,7 @@ BACKWARD = Kernel(backward_kernel, _signature)
 
 # Products of a number and three weights per step, from which on meeting in each step
 # pays, and per sequence, from which on a second thread does.
-_TOGETHER_FROM = 12_000
+_TOGETHER_FROM = 4_000
 # Others come into a single step when its gates are done.
 _TOGETHER_IN_ONE_STEP_FROM = 500_000
 _PARALLEL_FROM = 50_000

@@ -59,12 +59,14 @@ from numbagru.kernels.team import (
     OWN_ALIGNED,
     SHARED,
     TOGETHER,
+    ask_for_shared,
     enter,
     is_first,
     leave,
     meet,
     next_item,
     share_of,
+    team_size,
     turn,
 )
 from numbagru.kernels.weight_gradients import give_biases, unpacked_parts
@@ -208,6 +210,8 @@ def _block_of(reset_after, per_gate, whole_rows):
                     capacity,
                 )  # fmt: skip
                 stays = turn(words, own, step_number)
+                if team_size(own) > 1:
+                    ask_for_shared(e, n * w.e_row)
             else:
                 n = _going_at(a, b, n, total, t)
             if stays:

@@ -132,13 +132,13 @@ def block_rows(B: int, U: int, threads: int) -> int:
     return max(1, min(rows, _BLOCK_ROWS if U < _WIDE else _WIDE_BLOCK_ROWS))
 
 
-# Fewer rows than these may work together where the products of a step are as many: one
-# row where that takes longer than meeting (96 units: 118 µs for 100 steps, 150 alone;
-# 64 units: 77 against 69), some where reading the weights is most of the work (4 rows
-# of 256 units: 0.52 ms for 50 steps against 0.71 apart and 0.90 alone; 8 rows of 512
-# units, whose weights lie beyond the second-level cache: 3.3 ms for 100 steps against
-# 4.0 apart, but of 256 units 1.09 against 0.97).
-_TOGETHER = ((2, 8_000), (8, 32_000), (9, 200_000))
+# Fewer rows than these may work together where the products of a step are as many.
+# 100 steps in µs, together and not (Zen 4): one row of 64 units 43 and 58, of 48 units
+# 38 and 39, of 32 units three times as long as alone on some days; two rows of 96 units
+# 103 and 139, of 64 units both 62, in float64 117 and 142; six of 96 units 248 and 294,
+# four of 128 units 270 and 282; but eight of 256 units both 1680. Of 512 units, whose
+# weights lie beyond the second-level cache, 3.3 ms and 4.0 (50 steps, Zen 5).
+_TOGETHER = ((3, 4_000), (8, 9_000), (9, 200_000))
 
 
 @functools.lru_cache

@@ -28,6 +28,7 @@ from numbagru.kernels.forward_arrays import (
     take_states_per_gate,
 )
 from numbagru.kernels.forward_step import (
+    give_outputs,
     make_step_reset_after,
     make_step_reset_before,
     project,
@@ -52,13 +53,16 @@ from numbagru.kernels.team import (
     OWN_ALIGNED,
     SHARED,
     TOGETHER,
+    ask_for_shared,
     be_alone,
     enter,
     is_first,
+    is_turn_of,
     leave,
     meet,
     next_item,
     share_of,
+    team_size,
     turn,
 )
 
@@ -129,6 +133,11 @@ def _end_row(a, slot, t, h, seen):
         if a.wanted:
             for step in range(t, a.T):
                 _repeat(at(a.y, row * a.y_row + step * a.y_step), h, U, blank)
+
+
+# So many steps of outputs in a row are one thread's: with the units shared, lines of
+# the cache in which one thread's end and another's begin went back and forth each step.
+_OUTPUTS_IN_TURN = 8
 
 
 @routine
@@ -218,7 +227,16 @@ def _rows_of(reset_after, per_gate, whole_rows, arrays):
             if general:
                 _mark_seen(a, n, active, seen)
             apart = parting and ahead + 1 < _HOISTED_STEPS and t + 1 < a.T
-            if apart or turn(words, own, t):
+            size = team_size(own)
+            stays = apart or turn(words, own, t)
+            if size > 1 and not parting:
+                if a.wanted and is_turn_of(own, size, t // _OUTPUTS_IN_TURN):
+                    give_outputs(
+                        a, n, V // vector_lanes(a.x), 0, b, t, h, V, active, seen, zeros
+                    )  # fmt: skip
+                elif stays:
+                    ask_for_shared(h, n * V)
+            if stays:
                 t += 1
                 n = _still_going(a, own, b, n, t, h, seen)
             else:

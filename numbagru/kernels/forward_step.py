@@ -39,6 +39,7 @@ from numbagru.kernels.simd import (
 from numbagru.kernels.team import (
     meet,
     share_of,
+    team_size,
 )
 from numbagru.kernels.tiles import (
     ALONE_COLUMNS,
@@ -102,6 +103,16 @@ def _give(
 
 
 @routine
+def give_outputs(a, m, panels, first, b, t, h_new, V, active, seen, zeros):
+    """Write outputs of a step: m rows, and panels from unit `first` on."""
+    y = at(a.y, t * a.y_step + first)
+    _give(
+        a, y, a.y_row, a.y_step, m, panels, b, h_new, V, a.U - first, active, seen,
+        zeros,
+    )  # fmt: skip
+
+
+@routine
 def _save_gates(
     a, act, rec, s, size, s_row, s_panel, m, panels, first, b, t, V, active
 ):
@@ -126,10 +137,10 @@ def _save_gates(
 
 @routine
 def finish(
-    a, act, rec, s, size, s_row, s_panel, m, panels, first_panel, b, t, h, h_new,
+    a, act, rec, own, s, size, s_row, s_panel, m, panels, first_panel, b, t, h, h_new,
     active, seen, zeros,
 ):  # fmt: skip
-    """Write what a tile computed: next states, outputs, what is saved.
+    """Write what a tile computed: next states, outputs but of a team, what is saved.
 
     s has sections `size` apart, in them rows s_row and panels s_panel apart. h, h_new,
     active and seen point at the tile's rows; seen is 0 before the first output.
@@ -146,10 +157,8 @@ def finish(
             if a.masked and active[i] == 0:
                 value = at(h, place)
             copy_vector(at(h_new, place), value)
-    if a.wanted:
-        y = at(a.y, t * a.y_step + first)
-        _give(a, y, a.y_row, a.y_step, m, panels, b, h_new, V, U - first, active, seen,
-              zeros)  # fmt: skip
+    if a.wanted and team_size(own) == 1:
+        give_outputs(a, m, panels, first, b, t, h_new, V, active, seen, zeros)
     if a.ending and t == T - 1:
         last, here = at(a.last, first), np.intp(0)
         _give(a, last, U, here, m, panels, b, h_new, V, U - first, active, seen, zeros)
@@ -255,7 +264,7 @@ def make_step_reset_after(per_gate):
                     )  # fmt: skip
                     step_reset_after(act, rec, s, size, count, U)
                 finish(
-                    a, act, rec, s, size, width, m * width, m, panels, p, b + i, t,
+                    a, act, rec, own, s, size, width, m * width, m, panels, p, b + i, t,
                     at(rows, p * width), at(rows_new, p * width), at(active, i),
                     at(seen, i), zeros,
                 )  # fmt: skip
@@ -341,8 +350,8 @@ def make_step_reset_before(per_gate):
                     if computed:
                         next_state(act, tile, size, count, U)
                     finish(
-                        a, act, rec, tile, size, width, m * width, m, 1, q, b + i, t,
-                        at(rows, q * width), at(rows_new, q * width), at(active, i),
+                        a, act, rec, own, tile, size, width, m * width, m, 1, q, b + i,
+                        t, at(rows, q * width), at(rows_new, q * width), at(active, i),
                         at(seen, i), zeros,
                     )  # fmt: skip
                     start += panel_scratch

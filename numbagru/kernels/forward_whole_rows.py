@@ -96,7 +96,7 @@ def make_step_whole_rows(reset_after, per_gate):
                 meet(words, own)
                 next_state(act, s, size, count, U)
             finish(
-                a, act, rec, s, size, apart, width, rows, P, 0, b + row, t,
+                a, act, rec, own, s, size, apart, width, rows, P, 0, b + row, t,
                 at(h, row * V), at(h_new, row * V), at(active, row), at(seen, row),
                 zeros,
             )  # fmt: skip

@@ -86,5 +86,6 @@ class _Loan(np.ndarray):
     """A view of a block, which goes back when the view dies."""
 
     def __del__(self) -> None:
-        _spare.append(self.base)
-        _keep_at_most(_MOST_BYTES)
+        if _spare is not None:  # as it is when Python ends
+            _spare.append(self.base)
+            _keep_at_most(_MOST_BYTES)
