@@ -1,6 +1,8 @@
 """Memory that is used again: only when nobody sees it, and not without bound."""
 
 import gc
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -89,3 +91,29 @@ def test_threads_never_share():
     for caller in callers:
         caller.join()
     assert not problems
+
+
+ENDING = """
+import numba
+import numpy as np
+import numbagru as ng
+
+@numba.njit
+def half(x):
+    return x / 2
+
+@numba.njit
+def slope(x):
+    return x * 0 + 0.5
+
+layer = ng.GRU(128, activation=ng.activations.Activation(half, slope))
+result = layer.vjp(np.zeros((8, 100, 64), "float32"))
+"""
+
+
+def test_python_ends_without_complaint():
+    """With functions of the caller's remembered, its variables outlive the modules."""
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
