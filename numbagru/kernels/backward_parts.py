@@ -324,8 +324,8 @@ def backward_parts(reset_after, per_gate, whole_rows):
         start = enter(words, helper, own)
         if together and helper:
             shared = numbers_at(shared, words[SHARED])
-        k = 0 if together else next_item(words, -1)
         count = gradients.shape[0] + unpacked_parts(U, width)
+        k = 0 if together else next_item(words, helper, -1, count)
         while start >= 0 and k < count:
             direct = k == gradients.shape[0]
             part = at(pointer(gradients), k * gradients.shape[1])
@@ -350,7 +350,7 @@ def backward_parts(reset_after, per_gate, whole_rows):
                 )  # fmt: skip
             if direct and is_first(own):
                 give_biases(w.bias, d_bias, U, width)
-            k = count if together else next_item(words, k)
+            k = count if together else next_item(words, helper, k, count)
         leave(words, helper, own)
         hold(memory)
         hold(gradients)

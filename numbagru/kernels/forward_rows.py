@@ -61,6 +61,7 @@ from numbagru.kernels.team import (
     leave,
     meet,
     next_item,
+    pieces,
     share_of,
     team_size,
     turn,
@@ -187,7 +188,10 @@ def _rows_of(reset_after, per_gate, whole_rows, arrays):
         x_gate, h_gate = n * a.F if drops_x else 0, n * V if per_gate else 0
         x, x_row = inputs, a.F
         if start == 0:
-            clear(shared, shared_size(n, V, vector_lanes(a.x), per_gate))
+            clear(h, n * V)
+            clear(zeros, vector_lanes(a.x))
+            if per_gate:
+                clear(drops, 3 * n * V)
             _begin(a, b, n, h, seen, drops, h_gate)
         elif start % 2 == 1:
             h, h_new = h_new, h
@@ -286,14 +290,16 @@ def _rows_of(reset_after, per_gate, whole_rows, arrays):
         if together and helper:
             shared = numbers_at(shared, words[SHARED])
         common = at(shared, shared_by_all)
-        b = 0 if together else next_item(words, -1) * rows
-        while start >= 0 and b < B:
+        blocks = pieces(B, rows)
+        k = 0 if together else next_item(words, helper, -1, blocks)
+        while start >= 0 and k < blocks:
+            b = k * rows
             n = min(rows, B - b)
             block(
                 a, act, rec, words, own, alone, scratch, private, shared, common, b, n,
                 start,
             )  # fmt: skip
-            b = B if together else next_item(words, b // rows) * rows
+            k = blocks if together else next_item(words, helper, k, blocks)
         leave(words, helper, own)
         hold(work)
 

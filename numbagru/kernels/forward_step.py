@@ -158,7 +158,11 @@ def finish(
                 value = at(h, place)
             copy_vector(at(h_new, place), value)
     if a.wanted and team_size(own) == 1:
-        give_outputs(a, m, panels, first, b, t, h_new, V, active, seen, zeros)
+        # Not by `give_outputs`, which LLVM would not inline here: 1.03 times as long for
+        # 8192 rows of one step.
+        y = at(a.y, t * a.y_step + first)
+        _give(a, y, a.y_row, a.y_step, m, panels, b, h_new, V, U - first, active, seen,
+              zeros)  # fmt: skip
     if a.ending and t == T - 1:
         last, here = at(a.last, first), np.intp(0)
         _give(a, last, U, here, m, panels, b, h_new, V, U - first, active, seen, zeros)

@@ -25,7 +25,7 @@ from numbagru.kernels.simd import (
     pointer,
     vector_lanes,
 )
-from numbagru.kernels.team import next_item, sharing
+from numbagru.kernels.team import next_item, pieces, sharing
 from numbagru.kernels.threads import WORD_ARRAY
 from numbagru.kernels.tiles import (
     MOST_COLUMNS,
@@ -37,11 +37,6 @@ from numbagru.kernels.tiles import (
 
 # Rows of a weight matrix whose gradients a thread computes at once.
 _WEIGHT_ROWS = 16
-
-
-@routine
-def _blocks(count, each):
-    return (count + each - 1) // each
 
 
 @routine
@@ -102,7 +97,7 @@ def _backward_gates(words, helper, data):
     d_row = sums_row(U, width)
     work = np.zeros(D_SECTIONS * apart, h0.dtype)
     s = pointer(work)
-    b = next_item(words, -1)
+    b = next_item(words, helper, -1, B)
     while b < B:
         for gate in range(4):
             copy(at(s, gate * apart), at(pointer(saved), (b * 4 + gate) * U), U)
@@ -122,7 +117,7 @@ def _backward_gates(words, helper, data):
             target = at(pointer(d), b * d_row + gate * U)
             copy(target, at(s, (D_HH + gate) * apart), U)
         copy(at(pointer(d_h0), b * U), total, U)
-        b = next_item(words, b)
+        b = next_item(words, helper, b, B)
     hold(work)
     hold(h0)
     hold(d_y)
@@ -158,12 +153,13 @@ def _backward_products(words, helper, data):
     scratch = at(inputs, B * each)
     one = at(scratch, each * 3 * U)
     one[0] = 1
-    states, features = _blocks(U, each), _blocks(F, each)
+    states, features = pieces(U, each), pieces(F, each)
     of_kernel = states + features
-    of_recurrent = of_kernel + _blocks(F, _WEIGHT_ROWS)
-    of_bias = of_recurrent + _blocks(U, _WEIGHT_ROWS)
-    item = next_item(words, -1)
-    while item <= of_bias:
+    of_recurrent = of_kernel + pieces(F, _WEIGHT_ROWS)
+    of_bias = of_recurrent + pieces(U, _WEIGHT_ROWS)
+    count = of_bias + 1
+    item = next_item(words, helper, -1, count)
+    while item < count:
         if item < states:
             v = item * MOST_COLUMNS
             columns = min(MOST_COLUMNS, U // width - v)
@@ -173,7 +169,7 @@ def _backward_products(words, helper, data):
             )  # fmt: skip
         elif item < of_kernel:
             v = (item - states) * MOST_COLUMNS
-            columns = min(MOST_COLUMNS, _blocks(F, width) - v)
+            columns = min(MOST_COLUMNS, pieces(F, width) - v)
             row = columns * width
             clear(inputs, B * row)
             _add_transposed(B, d, d_row, W, 2, v, columns, 1, scratch, inputs, row)
@@ -193,7 +189,7 @@ def _backward_products(words, helper, data):
             )  # fmt: skip
         else:
             _bias_gradients(B, one, d, U, width, d_bias)
-        item = next_item(words, item)
+        item = next_item(words, helper, item, count)
     hold(work)
     hold(x)
     hold(h0)

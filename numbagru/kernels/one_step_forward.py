@@ -32,7 +32,7 @@ from numbagru.kernels.simd import (
     pointer,
     vector_lanes,
 )
-from numbagru.kernels.team import HELPERS, next_item, sharing
+from numbagru.kernels.team import HELPERS, next_item, pieces, sharing
 from numbagru.kernels.threads import WORD_ARRAY
 from numbagru.kernels.tiles import (
     MOST_COLUMNS,
@@ -71,14 +71,15 @@ _sums = step_sums(candidate=True, per_gate=False)
 
 
 @routine
-def _sums_of_units(words, x, h0, W, weights, biases, s, size, apart):
+def _sums_of_units(words, helper, x, h0, W, weights, biases, s, size, apart):
     """Compute the sums of up to eight rows, some units after the other."""
     B, F, U = x.shape[0], x.shape[2], h0.shape[1]
     width, x_row = vector_lanes(x), x.strides[0] // x.itemsize
     # One thread reads whole rows of the weights.
     each = U if words[HELPERS] == 0 else MOST_COLUMNS * width
-    item = next_item(words, -1)
-    while item * each < U:
+    count = pieces(U, each)
+    item = next_item(words, helper, -1, count)
+    while item < count:
         first = item * each
         units = min(each, U - first)
         for i in range(B):
@@ -97,11 +98,11 @@ def _sums_of_units(words, x, h0, W, weights, biases, s, size, apart):
             _add_products(
                 B, pointer(h0), U, U, recurrent, U, units, width, target, apart
             )  # fmt: skip
-        item = next_item(words, item)
+        item = next_item(words, helper, item, count)
 
 
 @routine
-def _sums_of_panels(words, x, h0, W, weights, biases, s, size, apart):
+def _sums_of_panels(words, helper, x, h0, W, weights, biases, s, size, apart):
     """Compute the sums of more rows, one vector of units after the other.
 
     Its weights are packed into memory that stays in the cache.
@@ -111,8 +112,9 @@ def _sums_of_panels(words, x, h0, W, weights, biases, s, size, apart):
     memory = np.empty(((F + U) * 3 + 4) * width + ALIGNING, x.dtype)
     panel = aligned(pointer(memory))
     bias = at(panel, (F + U) * 3 * width)
-    p = next_item(words, -1)
-    while p * width < U:
+    panels = pieces(U, width)
+    p = next_item(words, helper, -1, panels)
+    while p < panels:
         first = p * width
         pack_panel(W, weights, p, panel)
         for gate in range(4):
@@ -125,7 +127,7 @@ def _sums_of_panels(words, x, h0, W, weights, biases, s, size, apart):
                 0, U, panel, 0, bias, at(s, i * apart + first), size, apart, 0, -1,
             )  # fmt: skip
             i += m
-        p = next_item(words, p)
+        p = next_item(words, helper, p, panels)
     hold(memory)
 
 
@@ -137,11 +139,11 @@ def _forward_sums(words, helper, data):
     size = B * apart
     if B <= GROUP:
         _sums_of_units(
-            words, x, h0, W, weights, biases, pointer(work), size, apart
+            words, helper, x, h0, W, weights, biases, pointer(work), size, apart
         )  # fmt: skip
     else:
         _sums_of_panels(
-            words, x, h0, W, weights, biases, pointer(work), size, apart
+            words, helper, x, h0, W, weights, biases, pointer(work), size, apart
         )  # fmt: skip
     hold(x)
     hold(h0)
@@ -158,8 +160,9 @@ def _forward_gates(words, helper, data):
     B, U = h0.shape
     apart = line(U)
     size = B * apart
-    item = next_item(words, -1)
-    while item * _GATE_ROWS < B:
+    count = pieces(B, _GATE_ROWS)
+    item = next_item(words, helper, -1, count)
+    while item < count:
         first, stop = item * _GATE_ROWS, min(B, (item + 1) * _GATE_ROWS)
         s = at(pointer(work), first * apart)
         for b in range(first, stop):
@@ -183,7 +186,7 @@ def _forward_gates(words, helper, data):
             for gate in range(4):
                 target = at(pointer(saved), (b * 4 + gate) * U)
                 copy(target, at(s, kept[gate] * size + row), U)
-        item = next_item(words, item)
+        item = next_item(words, helper, item, count)
     hold(h0)
     hold(y)
     hold(last)

@@ -31,7 +31,7 @@ from numbagru.kernels.simd import (
     transpose_block,
     vector_lanes,
 )
-from numbagru.kernels.team import next_item, sharing
+from numbagru.kernels.team import next_item, pieces, sharing
 from numbagru.kernels.threads import WORD_ARRAY, run
 from numbagru.kernels.tiles import write_vector
 from numbagru.kernels.vector_ir import lanes
@@ -105,11 +105,11 @@ def _pack_panels(words, helper, data):
     F, U, width = W.shape[0], R.shape[0], vector_lanes(W)
     weights = aligned(pointer(packed))
     starts = at(weights, places(F, U, width)[0])
-    p = -1
-    while (p + 1) * width < U:
-        p = next_item(words, p)
-        if p * width < U:
-            _pack_with_bias(W, R, bias, p, weights, starts)
+    panels = pieces(U, width)
+    p = next_item(words, helper, -1, panels)
+    while p < panels:
+        _pack_with_bias(W, R, bias, p, weights, starts)
+        p = next_item(words, helper, p, panels)
     hold(W)
     hold(R)
     hold(bias)
@@ -143,20 +143,20 @@ def _pack_all(words, helper, data):
     F, U, width = W.shape[0], R.shape[0], vector_lanes(W)
     starts, kernel, recurrent, _ = places(F, U, width)
     weights = aligned(pointer(packed))
-    panels, inputs = (U + width - 1) // width, (F + width - 1) // width
+    panels, inputs = pieces(U, width), pieces(F, width)
     total = panels + inputs + panels
-    item = -1
-    while item + 1 < total:
-        item = next_item(words, item)
+    item = next_item(words, helper, -1, total)
+    while item < total:
         if item < panels:
             _pack_with_bias(W, R, bias, item, weights, at(weights, starts))
-        elif item < total:
+        else:
             v = item - panels
             states = v >= inputs
             place = v - inputs if states else v
             vectors = at(weights, recurrent if states else kernel)
             vectors = at(vectors, place * 3 * U * width)
             transpose(R if states else W, 0 if states else 2, place, vectors)
+        item = next_item(words, helper, item, total)
     hold(W)
     hold(R)
     hold(bias)

@@ -167,13 +167,14 @@ def _forward_rows(words, helper, data):
         reset_after, act, rec, x, h0, mask, W, R_, bias, x_drop, h_drop,
         zero_output, first_is_state, y, last, state, saved, states,
     ) = data  # fmt: skip
-    b = next_item(words, -1)
-    while b < x.shape[0]:
+    B = x.shape[0]
+    b = next_item(words, helper, -1, B)
+    while b < B:
         _forward_row(
             act, rec, reset_after, x, h0, mask, W, R_, bias, x_drop, h_drop,
             zero_output, first_is_state, y, last, state, saved, states, b,
         )  # fmt: skip
-        b = next_item(words, b)
+        b = next_item(words, helper, b, B)
 
 
 _share_rows = sharing(_forward_rows)
@@ -312,8 +313,9 @@ def _backward_parts(words, helper, data):
         rows_per_part, d_x, d_h0, d_W, d_R, d_bias,
     ) = data  # fmt: skip
     B = x.shape[0]
-    part = next_item(words, -1)
-    while part < d_W.shape[0]:
+    parts = d_W.shape[0]
+    part = next_item(words, helper, -1, parts)
+    while part < parts:
         _fill(d_W[part].reshape(-1), 0)
         _fill(d_R[part].reshape(-1), 0)
         _fill(d_bias[part].reshape(-1), 0)
@@ -323,7 +325,7 @@ def _backward_parts(words, helper, data):
                 zero_output, first_is_state, d_y, d_last, d_state, saved, states,
                 d_x, d_h0, d_W[part], d_R[part], d_bias[part], b,
             )  # fmt: skip
-        part = next_item(words, part)
+        part = next_item(words, helper, part, parts)
 
 
 _share_parts = sharing(_backward_parts)

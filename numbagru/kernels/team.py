@@ -37,7 +37,7 @@ MOST_HELPERS = 63
 _LINE = 8
 # FAILED has to be the first: `atomics.task_of` writes there.
 FAILED, HELPERS, NEXT, JOINED, ADMITTED, SIZES = range(0, 6 * _LINE, _LINE)
-TOGETHER, SHARED, WAITED = HELPERS + 1, HELPERS + 2, FAILED + 1
+TOGETHER, SHARED, WAITED, LAST = HELPERS + 1, HELPERS + 2, FAILED + 1, NEXT + 1
 MAILBOXES = SIZES + _LINE
 # Of each helper: the step to start with, the meeting before it, and of how many.
 _ENTRIES, _ENTRY = MAILBOXES + MOST_HELPERS + 1, 3
@@ -95,7 +95,7 @@ def sharing(bodies):
 @routine
 def _call_together(words, function, for_helpers, for_us):
     helpers = words[HELPERS]
-    for word in (FAILED, WAITED, NEXT, JOINED, ADMITTED):
+    for word in (FAILED, WAITED, NEXT, LAST, JOINED, ADMITTED):
         words[word] = 0
     for i in range(helpers + 1):
         words[_MET + i * _APART] = 0
@@ -141,11 +141,23 @@ def serve(mailbox, patience):
 
 
 @routine
-def next_item(words, item):
-    """Which item to do after `item`, -1 at first; counts on when there are no more."""
+def pieces(count, each):
+    """How many items of `each`, the last maybe smaller, make `count`."""
+    return (count + each - 1) // each
+
+
+@routine
+def next_item(words, helper, item, count):
+    """Which of `count` items to do after `item`, -1 at first; `count` if none is left.
+
+    The calling thread takes them from the front and helpers from the back, so that what
+    one wrote in one call is in its own caches in the next.
+    """
     if words[HELPERS] == 0:
         return item + 1
-    return add(at(words, NEXT), 1)
+    if add(at(words, NEXT), 1) >= count:
+        return count
+    return count - 1 - add(at(words, LAST), 1) if helper else item + 1
 
 
 @routine

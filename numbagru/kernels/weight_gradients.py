@@ -32,7 +32,7 @@ from numbagru.kernels.simd import (
     pointer,
     vector_lanes,
 )
-from numbagru.kernels.team import next_item, sharing
+from numbagru.kernels.team import next_item, pieces, sharing
 from numbagru.kernels.threads import WORD_ARRAY, run
 from numbagru.kernels.tiles import write_vector
 from numbagru.kernels.vector_ir import lanes, padded
@@ -134,8 +134,9 @@ def _panels(words, helper, data):
     V = rounded_up(U, width)
     groups = rounded_up(F, GROUP) // GROUP + rounded_up(V, GROUP) // GROUP
     size = panel_size(groups, width)
-    p = next_item(words, -1)
-    while p * width < U:
+    panels = pieces(U, width)
+    p = next_item(words, helper, -1, panels)
+    while p < panels:
         total = at(pointer(parts), p * size)
         for k in range(1, parts.shape[0]):
             part = at(total, k * parts.shape[1])
@@ -145,7 +146,7 @@ def _panels(words, helper, data):
             total, F, U, p, groups, pointer(d_W), pointer(d_R), pointer(d_bias),
             d_bias.size // U, width, unpacked_parts(U, width) > 0,
         )  # fmt: skip
-        p = next_item(words, p)
+        p = next_item(words, helper, p, panels)
     hold(parts)
     hold(d_W)
     hold(d_R)
