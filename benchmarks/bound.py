@@ -50,9 +50,10 @@ def least_seconds(what, shape, dtype, roof):
     if batch == 1:
         step = max(step, alone(roof, dtype, 6 * units * padded, size))
     gates_in_turn = 1 / rate[IN_TURN] + (1 / rate[BACK_IN_TURN] if back else 0)
-    waiting = steps * (ways * step + gates_in_turn)
+    with_states = tables.steps_with_states(what, steps)
+    waiting = with_states * ways * step + steps * gates_in_turn
     few = batch <= tables.FEW_ROWS
-    reading = ways * steps * size / tables.bandwidth(roof, size) if few else 0
+    reading = ways * with_states * size / tables.bandwidth(roof, size) if few else 0
     moved = ways * itemsize * batch * steps * (features + units)
     moving = moved / tables.bandwidth(roof, moved)
     return max(multiplying, waiting, reading, moving) + CALL[what]

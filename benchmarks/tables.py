@@ -12,11 +12,18 @@ FEW_ROWS = 8
 def flops(what, shape):
     """Return the multiplications and additions of the products of one call.
 
-    Training is the forward pass, the adjoints and the gradients of the weights.
+    Training is the forward pass, the adjoints and the gradients of the weights. States
+    are zero at first, and need no products at inference.
     """
     passes = {"inference": 1, "training": 3}[what]
     batch, steps, features, units = shape
-    return 6 * passes * batch * steps * units * (features + units)
+    multiplied = steps * features + steps_with_states(what, steps) * units
+    return 6 * passes * batch * units * multiplied
+
+
+def steps_with_states(what, steps):
+    """Return in how many steps old states are multiplied."""
+    return max(0, steps - 1) if what == "inference" else steps
 
 
 def weight_bytes(shape, dtype):
@@ -47,8 +54,11 @@ def shares(what, shape, dtype, ms, roof):
     seconds = 1e-3 * ms
     multiplying = flops(what, shape) / (1e9 * roof["fma"][dtype][-1])
     size = weight_bytes(shape, dtype)
-    reads = {"inference": 1, "training": 2}[what] * shape[1]
-    reading = reads * size / bandwidth(roof, size)
+    passes = {"inference": 1, "training": 2}[what]
+    of_states = size * shape[3] / (shape[2] + shape[3])
+    steps = steps_with_states(what, shape[1])
+    read = passes * (shape[1] * (size - of_states) + steps * of_states)
+    reading = read / bandwidth(roof, size)
     bound = shape[0] <= FEW_ROWS and reading > multiplying
     return multiplying / seconds, reading / seconds if bound else math.nan
 

@@ -23,6 +23,7 @@ from numbagru.kernels.call import (
     bias_shape,
     switches,
 )
+from numbagru.kernels.panels import pack_zeros
 from numbagru.kernels.threads import get_num_threads
 from numbagru.kernels.weight_gradients import rows_per_part
 from numbagru.operands import HOST, NO_MASK, nothing
@@ -43,12 +44,14 @@ class Inference:
     def __init__(self, config: Any, weights: Any) -> None:
         self.dtype = np.dtype(config.dtype)
         self.units = config.units
+        packed = weights.packed(False, threads_of(config))
+        pack_zeros(weights.kernel, weights.recurrent_kernel, packed)
         self.run = forward_cpu.prepare(
             config.activation,
             config.recurrent_activation,
             config.reset_after,
             REAL[self.dtype],
-            weights.packed(False, threads_of(config)),
+            packed,
             config.units,
             lambda: threads_of(config),
         )

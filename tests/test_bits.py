@@ -240,6 +240,40 @@ def test_a_row_alone_goes_through_its_weights_back_and_forth(F, U):
         same([later], [together[-1][one]])
 
 
+def bits(array):
+    """See zeros of both signs as what they are; any NaN is as good as another."""
+    whole = array.view(f"i{array.itemsize}").copy()
+    whole[np.isnan(array)] = 0
+    return whole
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("B", "T", "F", "U"), [(1, 1, 3, 5), (3, 2, 9, 40), (1, 9, 17, 70), (9, 2, 0, 33)]
+)
+def test_no_state_is_a_state_of_zeros(B, T, F, U, dtype, reset_after):
+    """Also where the sign of a zero shows, or a weight is no number."""
+    rng = np.random.default_rng(0)
+    linear = {"activation": "linear", "recurrent_activation": "linear"}
+    config = GRUConfig(
+        U, dtype=dtype, reset_after=reset_after, return_sequences=True, **linear
+    )
+    W, R = (rng.standard_normal((n, 3 * U)).astype(dtype) for n in (F, U))
+    W[:, ::2] = 0
+    R[:, : 2 * U + U // 2] = -np.abs(R[:, : 2 * U + U // 2])
+    R[0, -1] = np.inf
+    R[U // 2, -2] = np.nan
+    bias = np.full((2, 3 * U) if reset_after else (3 * U,), -0.0, dtype)
+    weights = Weights(W, R, bias, reset_after)
+    x = -np.abs(rng.standard_normal((B, T, F)).astype(dtype))
+    found = gru(config, weights, x)
+    expected = gru(config, weights, x, initial_state=np.zeros((B, U), dtype))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(bits(one), bits(other))
+
+
 # Large enough for several threads, and for more blocks and parts of rows than threads.
 LARGE = [
     Problem(B, T, F, U, variant, family, masked, seed=0)

@@ -73,7 +73,7 @@ def arrays(data):
         first_is_state, d_y, d_last, d_state, saved, states, d_x, d_h0, _, _, _, _,
     ) = data  # fmt: skip
     size, weights = x.itemsize, aligned(pointer(packed))
-    bias, kernel, recurrent, _ = places(x.shape[2], h0.shape[1], vector_lanes(x))
+    bias, _, kernel, recurrent, _ = places(x.shape[2], h0.shape[1], vector_lanes(x))
     return Arrays(
         x.shape[0], x.shape[1], x.shape[2], h0.shape[1],
         pointer(x), x.strides[0] // size, x.strides[1] // size, pointer(h0),

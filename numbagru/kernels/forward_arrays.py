@@ -40,6 +40,7 @@ class Arrays(NamedTuple):
     ends: Any  # how many steps each of these has up to its last active one
     panels: Any  # weights and bias packed as in kernels/panels.py
     bias: Any
+    of_zeros: Any
     x_drop: Any  # multipliers per gate; B apart from one gate to the next
     drops_x: Any
     h_drop: Any
@@ -72,13 +73,14 @@ def arrays(data):
         first_is_state, y, last, state, saved, states, _,
     ) = data  # fmt: skip
     size, weights = x.itemsize, aligned(pointer(packed))
-    bias = places(x.shape[2], last.shape[1], vector_lanes(x))[0]
+    bias, of_zeros, _, _, _ = places(x.shape[2], last.shape[1], vector_lanes(x))
     return Arrays(
         x.shape[1], x.shape[2], last.shape[1],
         pointer(x), x.strides[0] // size, x.strides[1] // size,
         pointer(h0), h0.size > 0,
         pointer(mask), mask.strides[0], mask.strides[1], mask.size > 0,
         pointer(order), pointer(ends), weights, at(weights, bias),
+        at(weights, of_zeros),
         pointer(x_drop), x_drop.size > 0, pointer(h_drop), h_drop.size > 0, x.shape[0],
         zero_output, first_is_state,
         pointer(y), y.strides[0] // size, y.strides[1] // size, y.size > 0,
@@ -100,6 +102,7 @@ class BareArrays(NamedTuple):
     has_h0: Any
     panels: Any
     bias: Any
+    of_zeros: Any
     y: Any
     y_row: Any
     y_step: Any
@@ -127,11 +130,12 @@ def bare_arrays(data):
     _, _, _, x, h0, packed, y, last, state, _ = data
     size, none, no_rows = x.itemsize, pointer(x), words_at(0)
     weights = aligned(pointer(packed))
-    bias = places(x.shape[2], last.shape[1], vector_lanes(x))[0]
+    bias, of_zeros, _, _, _ = places(x.shape[2], last.shape[1], vector_lanes(x))
     return BareArrays(
         x.shape[1], x.shape[2], last.shape[1],
         none, x.strides[0] // size, x.strides[1] // size,
         pointer(h0), h0.size > 0, weights, at(weights, bias),
+        at(weights, of_zeros),
         pointer(y), y.strides[0] // size, y.strides[1] // size, y.size > 0,
         pointer(last), pointer(state), last.size > 0,
         none, no_rows, no_rows, none, none, none, none,

@@ -85,6 +85,21 @@ def load_states(s, size, m, panels, h, V, width):
 
 
 @routine
+def _add_of_zeros(a, s, size, m, panels, p):
+    """Finish the sums of a tile whose old states are zero (`panels.pack_zeros`)."""
+    compact()
+    width = vector_lanes(a.x)
+    for q in range(panels):
+        for gate in range(3):
+            section = gate if gate < 2 else RECURRENT
+            more = at(a.of_zeros, ((p + q) * 3 + gate) * width)
+            for r in range(m):
+                target = at(s, section * size + (q * m + r) * width)
+                for j in range(width):
+                    target[j] += more[j]
+
+
+@routine
 def _give(
     a, target, target_row, ahead, m, panels, b, h_new, V, units, active, seen, zeros
 ):
@@ -158,8 +173,8 @@ def finish(
                 value = at(h, place)
             copy_vector(at(h_new, place), value)
     if a.wanted and team_size(own) == 1:
-        # Not by `give_outputs`, which LLVM would not inline here: 1.03 times as long for
-        # 8192 rows of one step.
+        # Not by `give_outputs`, which LLVM would not inline here: 8192 rows of one step
+        # took 1.03 times as long.
         y = at(a.y, t * a.y_step + first)
         _give(a, y, a.y_row, a.y_step, m, panels, b, h_new, V, U - first, active, seen,
               zeros)  # fmt: skip
@@ -251,6 +266,8 @@ def make_step_reset_after(per_gate):
         s = scratch
         p, stop = share_of(own, P, ALONE if n == 1 and P > ALONE else 1)
         back = way_back(a.x, stop - p, F + U, t)
+        from_zeros = t == 0 and not a.has_h0
+        states = 0 if from_zeros else U
         while p < stop:
             panels = panels_alone(stop - p) if n == 1 else 1
             w = at(a.panels, p * w_panel + (a.F - F) * 3 * width)
@@ -264,8 +281,10 @@ def make_step_reset_after(per_gate):
                     load_states(s, size, m, panels, at(rows, p * width), V, width)
                     sums(
                         m, panels, at(x, i * x_row), x_row, x_gate, F, at(hs, i * V), V,
-                        h_gate, U, w, w_panel, bias, s, size, width, width, back,
+                        h_gate, states, w, w_panel, bias, s, size, width, width, back,
                     )  # fmt: skip
+                    if from_zeros:
+                        _add_of_zeros(a, s, size, m, panels, p)
                     step_reset_after(act, rec, s, size, count, U)
                 finish(
                     a, act, rec, own, s, size, width, m * width, m, panels, p, b + i, t,

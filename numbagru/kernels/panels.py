@@ -4,6 +4,7 @@ For the forward kernels
     panels     (P, F + U, 3, lanes): a panel is one vector of units times three gates,
                in the order that the loop over k reads it, F features and then U units
     bias       (P, 4, lanes): z, r, candidate's input and recurrent part
+    of zeros   (P, 3, lanes): sums over states of zero, written by `pack_zeros` alone
 and then for the backward kernels the transposes, as vectors of columns
     kernel     (vectors of F, 3 U, lanes), k over candidate, z, r
     recurrent  (vectors of U, 3 U, lanes), k over z, r, candidate
@@ -39,12 +40,13 @@ from numbagru.kernels.vector_ir import lanes
 
 @routine
 def places(F, U, width):
-    """Where bias, kernel and recurrent kernel start, and where they end."""
+    """Where bias, sums of zeros, kernel, recurrent kernel start, and where they end."""
     UP, FP = (U + width - 1) // width * width, (F + width - 1) // width * width
     bias = (F + U) * 3 * UP
-    kernel = bias + 4 * UP
+    of_zeros = bias + 4 * UP
+    kernel = of_zeros + 3 * UP
     recurrent = kernel + FP * 3 * U
-    return bias, kernel, recurrent, recurrent + UP * 3 * U
+    return bias, of_zeros, kernel, recurrent, recurrent + UP * 3 * U
 
 
 @routine
@@ -141,7 +143,7 @@ def transpose(matrix, first_gate, v, vectors):
 def _pack_all(words, helper, data):
     W, R, bias, packed = data
     F, U, width = W.shape[0], R.shape[0], vector_lanes(W)
-    starts, kernel, recurrent, _ = places(F, U, width)
+    starts, _, kernel, recurrent, _ = places(F, U, width)
     weights = aligned(pointer(packed))
     panels, inputs = pieces(U, width), pieces(F, width)
     total = panels + inputs + panels
@@ -166,6 +168,23 @@ def _pack_all(words, helper, data):
 _share_panels, _share_all = sharing(_pack_panels), sharing(_pack_all)
 
 
+def _pack_zeros(W, R, packed):
+    F, U, width = W.shape[0], R.shape[0], vector_lanes(W)
+    sums = at(aligned(pointer(packed)), places(F, U, width)[1])
+    zero = R.dtype.type(0)
+    for j in range(pieces(U, width) * 3 * width):
+        sums[j] = -zero
+    for k in range(U):
+        for first in range(0, U, width):
+            for g in range(3):
+                weights = at(pointer(R), (k * 3 + g) * U + first)
+                target = at(sums, 3 * first + g * width)
+                for j in range(min(width, U - first)):
+                    target[j] += weights[j] * zero
+    hold(R)
+    hold(packed)
+
+
 def _pack_forward(W, R, bias, packed, words):
     _share_panels(None, pointer(words), (W, R, bias, packed))
 
@@ -182,6 +201,12 @@ def _signature(real: types.Float) -> tuple[types.Type, ...]:
 _SUM_BIAS = Kernel(
     _sum_bias, lambda real: (types.Array(real, 1, "C"), types.Array(real, 2, "C"))
 )
+_ZEROS = Kernel(
+    _pack_zeros,
+    lambda real: (
+        types.Array(real, 2, "C"), types.Array(real, 2, "C"), types.Array(real, 1, "C"),
+    ),
+)  # fmt: skip
 # Inference packs without transposing, which takes long to compile.
 _FORWARD, _BOTH = Kernel(_pack_forward, _signature), Kernel(_pack_both, _signature)
 
@@ -223,13 +248,23 @@ def pack(
     return packed
 
 
+def pack_zeros(W: np.ndarray, R: np.ndarray, packed: np.ndarray) -> None:
+    """Add what states of zero contribute to the sums of a step, to what `pack` made.
+
+    A zero, negative where all weights are, or NaN where one is infinite or NaN: adding
+    it gives the bits of all the products, which need not be made. XLA leaves them out
+    too, where one step follows a state of zeros.
+    """
+    _ZEROS.entry(REAL[W.dtype])(W, R, packed)
+
+
 @functools.lru_cache
 def _packing(
     F: int, U: int, dtype: np.dtype, backward: bool
 ) -> tuple[Callable[..., None], Callable[[], np.ndarray], int]:
     """Return what packs, what makes the memory for it, and how many numbers it has."""
     real = REAL[dtype]
-    _, forward_end, _, end = places.py_func(F, U, lanes(real))
+    _, _, forward_end, _, end = places.py_func(F, U, lanes(real))
     size = end if backward else forward_end
     entry = (_BOTH if backward else _FORWARD).entry(real)
     return entry, memory.maker((size + ALIGNING,), dtype), size
