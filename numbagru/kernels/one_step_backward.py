@@ -157,9 +157,9 @@ def _backward_products(words, helper, data):
     of_kernel = states + features
     of_recurrent = of_kernel + pieces(F, _WEIGHT_ROWS)
     of_bias = of_recurrent + pieces(U, _WEIGHT_ROWS)
-    count = of_bias + 1
-    item = next_item(words, helper, -1, count)
-    while item < count:
+    items = of_bias + 1
+    item = next_item(words, helper, -1, items)
+    while item < items:
         if item < states:
             v = item * MOST_COLUMNS
             columns = min(MOST_COLUMNS, U // width - v)
@@ -189,7 +189,7 @@ def _backward_products(words, helper, data):
             )  # fmt: skip
         else:
             _bias_gradients(B, one, d, U, width, d_bias)
-        item = next_item(words, helper, item, count)
+        item = next_item(words, helper, item, items)
     hold(work)
     hold(x)
     hold(h0)
