@@ -65,7 +65,8 @@ def _signature(variant, real, act, rec, d_act, d_rec):
 BACKWARD = Kernel(backward_kernel, _signature)
 
 # Products of a number and three weights per step, from which on meeting in each step
-# pays, and per sequence, from which on a second thread does.
+# pays, and per sequence, from which on a second thread does. (One row, 100 steps of
+# training, together and not: 64 units 193 and 225 µs, 48 units 161 and 142, Zen 4.)
 _TOGETHER_FROM = 4_000
 # Others come into a single step when its gates are done.
 _TOGETHER_IN_ONE_STEP_FROM = 500_000

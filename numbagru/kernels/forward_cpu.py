@@ -136,8 +136,8 @@ def block_rows(B: int, U: int, threads: int) -> int:
 # 100 steps in µs, together and not (Zen 4): one row of 64 units 43 and 58, of 48 units
 # 38 and 39, of 32 units three times as long as alone on some days; two rows of 96 units
 # 103 and 139, of 64 units both 62, in float64 117 and 142; six of 96 units 248 and 294,
-# four of 128 units 270 and 282; but eight of 256 units both 1680. Of 512 units, whose
-# weights lie beyond the second-level cache, 3.3 ms and 4.0 (50 steps, Zen 5).
+# four of 128 units 270 and 282; but eight of 256 units both 1680, and of 512, whose
+# weights lie beyond the second-level cache, 3.3 ms and 4.0 in an older measurement.
 _TOGETHER = ((3, 4_000), (8, 9_000), (9, 200_000))
 
 

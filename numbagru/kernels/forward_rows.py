@@ -29,6 +29,7 @@ from numbagru.kernels.forward_arrays import (
 )
 from numbagru.kernels.forward_step import (
     give_outputs,
+    gives_in_turn,
     make_step_reset_after,
     make_step_reset_before,
     project,
@@ -136,8 +137,7 @@ def _end_row(a, slot, t, h, seen):
                 _repeat(at(a.y, row * a.y_row + step * a.y_step), h, U, blank)
 
 
-# So many steps of outputs in a row are one thread's: with the units shared, lines of
-# the cache in which one thread's end and another's begin went back and forth each step.
+# So many steps of outputs in a row are one thread's, where it goes by turns.
 _OUTPUTS_IN_TURN = 8
 
 
@@ -231,15 +231,13 @@ def _rows_of(reset_after, per_gate, whole_rows, arrays):
             if general:
                 _mark_seen(a, n, active, seen)
             apart = parting and ahead + 1 < _HOISTED_STEPS and t + 1 < a.T
-            size = team_size(own)
+            size, in_turn = team_size(own), gives_in_turn(a, own)
             stays = apart or turn(words, own, t)
             if size > 1 and not parting:
-                if a.wanted and is_turn_of(own, size, t // _OUTPUTS_IN_TURN):
-                    give_outputs(
-                        a, n, V // vector_lanes(a.x), 0, b, t, h, V, active, seen, zeros
-                    )  # fmt: skip
-                elif stays:
-                    ask_for_shared(h, n * V)
+                ask_for_shared(h, n * V)
+                in_turn = in_turn and is_turn_of(own, size, t // _OUTPUTS_IN_TURN)
+                if a.wanted and in_turn:
+                    give_outputs(a, n, b, t, h, V, active, seen, zeros)
             if stays:
                 t += 1
                 n = _still_going(a, own, b, n, t, h, seen)

@@ -118,13 +118,22 @@ def _give(
 
 
 @routine
-def give_outputs(a, m, panels, first, b, t, h_new, V, active, seen, zeros):
-    """Write outputs of a step: m rows, and panels from unit `first` on."""
-    y = at(a.y, t * a.y_step + first)
-    _give(
-        a, y, a.y_row, a.y_step, m, panels, b, h_new, V, a.U - first, active, seen,
-        zeros,
-    )  # fmt: skip
+def gives_in_turn(a, own):
+    """Whether one thread of a team writes a step's outputs: what all have computed.
+
+    With the units shared, lines of the cache in which one thread's end and another's
+    begin went back and forth each step. Not under a mask: what is seen by the end of a
+    step others may change while this one writes.
+    """
+    return team_size(own) > 1 and not a.masked
+
+
+@routine
+def give_outputs(a, n, b, t, h, V, active, seen, zeros):
+    """Write the outputs of a step, all units of n rows."""
+    y = at(a.y, t * a.y_step)
+    panels = V // vector_lanes(a.x)
+    _give(a, y, a.y_row, a.y_step, n, panels, b, h, V, a.U, active, seen, zeros)
 
 
 @routine
@@ -172,7 +181,7 @@ def finish(
             if a.masked and active[i] == 0:
                 value = at(h, place)
             copy_vector(at(h_new, place), value)
-    if a.wanted and team_size(own) == 1:
+    if a.wanted and not gives_in_turn(a, own):
         # Not by `give_outputs`, which LLVM would not inline here: 8192 rows of one step
         # took 1.03 times as long.
         y = at(a.y, t * a.y_step + first)
