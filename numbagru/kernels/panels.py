@@ -35,7 +35,7 @@ from numbagru.kernels.simd import (
 from numbagru.kernels.team import next_item, pieces, sharing
 from numbagru.kernels.threads import WORD_ARRAY, run
 from numbagru.kernels.tiles import write_vector
-from numbagru.kernels.vector_ir import lanes
+from numbagru.kernels.vector_ir import lanes, padded
 
 
 @routine
@@ -168,23 +168,6 @@ def _pack_all(words, helper, data):
 _share_panels, _share_all = sharing(_pack_panels), sharing(_pack_all)
 
 
-def _pack_zeros(W, R, packed):
-    F, U, width = W.shape[0], R.shape[0], vector_lanes(W)
-    sums = at(aligned(pointer(packed)), places(F, U, width)[1])
-    zero = R.dtype.type(0)
-    for j in range(pieces(U, width) * 3 * width):
-        sums[j] = -zero
-    for k in range(U):
-        for first in range(0, U, width):
-            for g in range(3):
-                weights = at(pointer(R), (k * 3 + g) * U + first)
-                target = at(sums, 3 * first + g * width)
-                for j in range(min(width, U - first)):
-                    target[j] += weights[j] * zero
-    hold(R)
-    hold(packed)
-
-
 def _pack_forward(W, R, bias, packed, words):
     _share_panels(None, pointer(words), (W, R, bias, packed))
 
@@ -201,12 +184,6 @@ def _signature(real: types.Float) -> tuple[types.Type, ...]:
 _SUM_BIAS = Kernel(
     _sum_bias, lambda real: (types.Array(real, 1, "C"), types.Array(real, 2, "C"))
 )
-_ZEROS = Kernel(
-    _pack_zeros,
-    lambda real: (
-        types.Array(real, 2, "C"), types.Array(real, 2, "C"), types.Array(real, 1, "C"),
-    ),
-)  # fmt: skip
 # Inference packs without transposing, which takes long to compile.
 _FORWARD, _BOTH = Kernel(_pack_forward, _signature), Kernel(_pack_both, _signature)
 
@@ -253,9 +230,17 @@ def pack_zeros(W: np.ndarray, R: np.ndarray, packed: np.ndarray) -> None:
 
     A zero, negative where all weights are, or NaN where one is infinite or NaN: adding
     it gives the bits of all the products, which need not be made. XLA leaves them out
-    too, where one step follows a state of zeros.
+    too, where one step follows a state of zeros. With NumPy, because a kernel would
+    make the first call of a process 0.25 s later.
     """
-    _ZEROS.entry(REAL[W.dtype])(W, R, packed)
+    U, width = len(R), lanes(REAL[W.dtype])
+    sums = np.zeros((3, padded(U, width)), R.dtype)
+    with np.errstate(invalid="ignore"):
+        sums[:, :U] = np.add.reduce(R * 0, initial=-0.0).reshape(3, U)
+    start = -packed.ctypes.data % 64 // packed.itemsize  # as `aligned`
+    start += places.py_func(len(W), U, width)[1]
+    of_zeros = packed[start : start + sums.size].reshape(-1, 3, width)
+    of_zeros[:] = sums.reshape(3, -1, width).swapaxes(0, 1)
 
 
 @functools.lru_cache
