@@ -45,7 +45,8 @@ class Inference:
         self.dtype = np.dtype(config.dtype)
         self.units = config.units
         packed = weights.packed(False, threads_of(config))
-        pack_zeros(weights.kernel, weights.recurrent_kernel, packed)
+        if config.reset_after:  # r * h takes part in the other products
+            pack_zeros(weights.kernel, weights.recurrent_kernel, packed)
         self.run = forward_cpu.prepare(
             config.activation,
             config.recurrent_activation,

@@ -14,7 +14,6 @@ import pytest
 from numbagru.kernels.forward_rows import HOISTED_FROM
 
 GUARDED = """
-import sys
 from numba.core import registry
 from numba.core.runtime import _nrt_python, rtsys
 
