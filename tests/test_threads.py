@@ -90,7 +90,7 @@ def test_helpers_that_others_have(case):
     try:
         assert case.everything() == case.expected
     finally:
-        threads._crew.dismiss(taken)
+        threads._crew.idle.extend(taken)
 
 
 def test_helpers_that_never_come(case, monkeypatch):

@@ -56,6 +56,7 @@ class _Helper(threading.Thread):
     def __init__(self) -> None:
         super().__init__(name="numbagru", daemon=True)
         self.mailbox = np.zeros(team.MAILBOX, np.int64)
+        self.address = self.mailbox.ctypes.data  # asking takes a microsecond
         self.mailbox[0] = team.SPINNING
         self._alarm = threading.Lock()  # locked but for the moment of an alarm
         self._alarm.acquire()
@@ -110,18 +111,24 @@ class _Crew:
     def claim(self, most: int) -> list[_Helper]:
         """Take up to `most` helpers; more are made while there are too few."""
         claimed: list[_Helper] = []
-        with self.lock:
-            while len(claimed) < most:
-                if self.idle:
-                    claimed.append(self.idle.pop())
-                elif len(self.helpers) < self.threads - 1:
-                    helper = _Helper()
-                    helper.start()
-                    self.helpers.append(helper)
-                    claimed.append(helper)
-                else:
+        while len(claimed) < most:
+            try:
+                claimed.append(self.idle.pop())  # atomic, and sooner than a lock
+            except IndexError:
+                if not self._add_helper():
                     break
         return claimed
+
+    def _add_helper(self) -> bool:
+        """Make one more idle helper, unless there are enough."""
+        with self.lock:
+            lacks = len(self.helpers) < self.threads - 1
+            if lacks:
+                helper = _Helper()
+                helper.start()
+                self.helpers.append(helper)
+                self.idle.append(helper)
+        return lacks
 
     def learn(self, waited: bool) -> None:
         """Note whether helpers have kept a caller waiting."""
@@ -133,12 +140,6 @@ class _Crew:
             self.pause = min(2 * self.pause, _LONGEST_PAUSE)
         else:
             self.pause = max(self.pause / 2, _SHORTEST_PAUSE)
-
-    def dismiss(self, helpers: list[_Helper]) -> None:
-        """Give helpers back."""
-        with self.lock:
-            self.idle += helpers
-
 
 _crew = _Crew(min(config.NUMBA_NUM_THREADS, team.MOST_HELPERS + 1))
 
@@ -246,14 +247,14 @@ def run(
     words[team.HELPERS] = len(helpers)
     words[team.TOGETHER] = together
     for i, helper in enumerate(helpers):
-        words[team.MAILBOXES + i] = helper.mailbox.ctypes.data
+        words[team.MAILBOXES + i] = helper.address
         helper.wake()
     try:
         entry(*arguments, words)
     finally:
         for helper in helpers:
             helper.note(came=helper.mailbox[0] != team.SLEEPING)
-        crew.dismiss(helpers)
+        crew.idle.extend(helpers)
     if words[team.FAILED]:
         # Once more, alone: that raises what went wrong.
         entry(*arguments, NOBODY)
