@@ -26,7 +26,7 @@ from numbagru.kernels.forward_arrays import (
 )
 from numbagru.kernels.simd import (
     ALONE,
-    ask_to_write,
+    ask_for,
     at,
     compact,
     copy,
@@ -114,7 +114,7 @@ def _give(
             place = at(target, row_of(a, b + i) * target_row + q * width)
             write_vector(place, value, width, units - q * width)
             if ahead != 0:
-                ask_to_write(at(place, ahead))
+                ask_for(at(place, ahead))
 
 
 @routine
@@ -156,7 +156,7 @@ def _save_gates(
                 copy_vector(at(saved, HH * V), at(s, hh * size + lane))
                 copy_vector(at(saved, RECURRENT * V), at(s, RECURRENT * size + lane))
                 for gate in range(4):
-                    ask_to_write(at(saved, (4 + gate) * V))
+                    ask_for(at(saved, (4 + gate) * V))
 
 
 @routine
@@ -195,7 +195,7 @@ def finish(
             for i in range(m):
                 state = at(a.states, ((b + i) * T + t) * V + first + q * width)
                 copy_vector(state, at(h_new, i * V + q * width))
-                ask_to_write(at(state, V))  # where the next step writes
+                ask_for(at(state, V))  # where the next step writes
     if a.saving:
         _save_gates(
             a, act, rec, s, size, s_row, s_panel, m, panels, first, b, t, V, active

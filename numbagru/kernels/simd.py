@@ -264,25 +264,25 @@ def transpose_block(typingctx: Any, target: Any, source: Any, row: Any) -> Any:
     return types.void(target, target, types.intp), codegen
 
 
-def _asking(writing: bool) -> Any:
-    @intrinsic
-    def ask(typingctx: Any, address: Any) -> Any:
-        def codegen(context, builder, signature, args):
-            byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
-            kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-            function = cgutils.get_or_insert_function(
-                builder.module, kind, "llvm.prefetch.p0i8"
-            )
-            into_all_levels, data = word(3), word(1)
-            place = builder.bitcast(args[0], byte)
-            builder.call(function, [place, word(int(writing)), into_all_levels, data])
-            return context.get_dummy_value()
+@intrinsic
+def ask_for(typingctx: Any, address: Any) -> Any:
+    """Have the cache line at an address, which need not be one of ours, fetched.
 
-        return types.void(address), codegen
+    Into the second level, to be read or written in the next step. With requests for the
+    first level, or to write, the loads of the products waited for their turn behind
+    them: training 2048x50x16x64 took 68 ms instead of 59, 8x5000x8x64 25 instead of 22
+    (Zen 4).
+    """
 
-    return ask
+    def codegen(context, builder, signature, args):
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        function = cgutils.get_or_insert_function(
+            builder.module, kind, "llvm.prefetch.p0i8"
+        )
+        reading, second_level, data = word(0), word(2), word(1)
+        place = builder.bitcast(args[0], byte)
+        builder.call(function, [place, reading, second_level, data])
+        return context.get_dummy_value()
 
-
-# Have the cache line at an address fetched, which need not be one of ours: to read it,
-# to write to it.
-ask_for, ask_to_write = _asking(False), _asking(True)
+    return types.void(address), codegen

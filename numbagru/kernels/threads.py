@@ -112,12 +112,18 @@ class _Crew:
         """Take up to `most` helpers; more are made while there are too few."""
         claimed: list[_Helper] = []
         while len(claimed) < most:
-            try:
-                claimed.append(self.idle.pop())  # atomic, and sooner than a lock
-            except IndexError:
-                if not self._add_helper():
-                    break
+            helper = self._idle_helper()
+            if helper is not None:
+                claimed.append(helper)
+            elif not self._add_helper():
+                break
         return claimed
+
+    def _idle_helper(self) -> _Helper | None:
+        try:
+            return self.idle.pop()  # atomic, and sooner than a lock
+        except IndexError:
+            return None
 
     def _add_helper(self) -> bool:
         """Make one more idle helper, unless there are enough."""
@@ -140,6 +146,7 @@ class _Crew:
             self.pause = min(2 * self.pause, _LONGEST_PAUSE)
         else:
             self.pause = max(self.pause / 2, _SHORTEST_PAUSE)
+
 
 _crew = _Crew(min(config.NUMBA_NUM_THREADS, team.MOST_HELPERS + 1))
 
