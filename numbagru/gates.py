@@ -150,22 +150,6 @@ def gates_reset_before(rec, s, n, count, units):
             s[recurrent + i] = reset_state(reset, s[h + i])
 
 
-@section
-def gates_again(act, rec, s, n, count):
-    """From the four sums to what `step_reset_after` keeps for the backward pass."""
-    z, r = np.uintp(Z * n), np.uintp(R * n)
-    hh, recurrent = np.uintp(HH * n), np.uintp(RECURRENT * n)
-    for block in range(0, count, BLOCK):
-        for j in range(BLOCK):
-            i = np.uintp(block) + np.uintp(j)
-            reset = evaluate(rec, s[r + i])
-            if not of_input(rec):
-                s[z + i] = evaluate(rec, s[z + i])
-                s[r + i] = reset
-            candidate = candidate_sum(reset, s[recurrent + i], s[hh + i])
-            s[hh + i] = candidate if of_input(act) else evaluate(act, candidate)
-
-
 @routine
 def kept_section(act, section, sums):
     """Which section the backward pass wants of a gate: its values or its sums."""

@@ -11,7 +11,6 @@ import reference
 from numbagru import dispatch, functional
 from numbagru.activations import Activation
 from numbagru.config import GRUConfig
-from numbagru.kernels import forward_cpu
 
 FAMILIES = {"cpu_tiles": "auto", "cpu_plain": False}  # name: use_cudnn that takes it
 
@@ -453,63 +452,6 @@ def test_whole_rows_are_those_of_the_plain_kernel(name):
     tiles, plain = (functional.gru(*arguments(case, family)) for family in FAMILIES)
     for result, first in zip(tiles, plain, strict=True):
         np.testing.assert_array_equal(result, first)
-
-
-@pytest.mark.parametrize(
-    ("activation", "recurrent_activation", "dtype"),
-    [
-        ("tanh", "sigmoid", "float32"),
-        ("relu", "hard_sigmoid", "float32"),
-        ("gelu", "sigmoid", "float64"),
-        ("tanh", "silu", "float32"),
-        ("softsign", "softsign", "float64"),
-    ],
-)
-@pytest.mark.parametrize(
-    "shape", [(8, 1, 1, 1), (9, 5, 3, 17), (17, 3, 9, 33), (40, 3, 2, 16)]
-)
-def test_gates_are_the_same_computed_again(
-    monkeypatch, shape, activation, recurrent_activation, dtype
-):
-    """Large calls of small layers compute in backward what others save."""
-    case = Case(
-        shape,
-        activation=activation,
-        recurrent_activation=recurrent_activation,
-        dtype=dtype,
-    )
-    call, _ = functional._call(*arguments(case, "cpu_tiles"))
-    assert np.prod(forward_cpu.saved_shapes(call)[0]) > 0
-    saved = run(case, "cpu_tiles")
-    fresh = forward_cpu._saved_shapes.__wrapped__
-    monkeypatch.setattr(forward_cpu, "_saved_shapes", fresh)
-    monkeypatch.setattr(forward_cpu, "_AGAIN_FROM_BYTES", 0)
-    assert forward_cpu.saved_shapes(call)[0] == (0, 0, 0, 0)
-    check(case, "cpu_tiles")
-    for name, result in run(case, "cpu_tiles").items():
-        np.testing.assert_array_equal(result, saved[name], name)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"mask": "gaps"},
-        {"dropout": "recurrent"},
-        {"reset_after": False},
-        {"shape": (7, 5, 3, 17)},
-        {"shape": (9, 5, 3, 62)},
-        {"activation": "softmax"},
-    ],
-    ids=str,
-)
-def test_gates_are_saved_where_they_cannot_be_computed_again(monkeypatch, change):
-    fresh = forward_cpu._saved_shapes.__wrapped__
-    monkeypatch.setattr(forward_cpu, "_saved_shapes", fresh)
-    monkeypatch.setattr(forward_cpu, "_AGAIN_FROM_BYTES", 0)
-    case = replace(Case((9, 5, 3, 17)), **change)
-    call, _ = functional._call(*arguments(case, "cpu_tiles"))
-    assert np.prod(forward_cpu.saved_shapes(call)[0]) > 0
-    check(case, "cpu_tiles")
 
 
 def test_every_family_is_in_the_table():

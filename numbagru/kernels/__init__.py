@@ -10,8 +10,7 @@ Arrays of the forward kernels
     last     (B, U)       out: the last output
     state    (B, U)       out: the state after the last step
     saved    (B, T, 4, V) out, for backward: z, r, candidate and either the candidate's
-                          recurrent part or r * h; (0, 0, 0, 0) when not wanted, or when
-                          backward computes them again from x and the states. Gates
+                          recurrent part or r * h; (0, 0, 0, 0) when not wanted. Gates
                           whose derivative is written in the input are saved as sums.
     states   (B, T, V)    out, for backward: the state after each step
     x_drop   (3, B, F)    multipliers of x per gate; (0, 0, 0) for none

@@ -38,9 +38,7 @@ class Arrays(NamedTuple):
     masked: Any
     order: Any  # see forward_arrays.Arrays
     ends: Any
-    panels: Any  # weights and bias packed as in kernels/panels.py
-    bias: Any
-    kernel: Any  # and transposed
+    kernel: Any  # packed and transposed as in kernels/panels.py
     recurrent: Any
     x_drop: Any
     drops_x: Any
@@ -57,7 +55,6 @@ class Arrays(NamedTuple):
     d_state: Any
     has_d_state: Any
     saved: Any
-    again: Any  # whether gates were not saved
     states: Any
     d_x: Any
     d_x_row: Any
@@ -73,18 +70,17 @@ def arrays(data):
         first_is_state, d_y, d_last, d_state, saved, states, d_x, d_h0, _, _, _, _,
     ) = data  # fmt: skip
     size, weights = x.itemsize, aligned(pointer(packed))
-    bias, _, kernel, recurrent, _ = places(x.shape[2], h0.shape[1], vector_lanes(x))
+    _, _, kernel, recurrent, _ = places(x.shape[2], h0.shape[1], vector_lanes(x))
     return Arrays(
         x.shape[0], x.shape[1], x.shape[2], h0.shape[1],
         pointer(x), x.strides[0] // size, x.strides[1] // size, pointer(h0),
         pointer(mask), mask.strides[0], mask.strides[1], mask.size > 0,
-        pointer(order), pointer(ends), weights, at(weights, bias),
-        at(weights, kernel), at(weights, recurrent),
+        pointer(order), pointer(ends), at(weights, kernel), at(weights, recurrent),
         pointer(x_drop), x_drop.size > 0, pointer(h_drop), h_drop.size > 0,
         zero_output, first_is_state,
         pointer(d_y), d_y.strides[0] // size, d_y.strides[1] // size, d_y.size > 0,
         pointer(d_last), d_last.size > 0, pointer(d_state), d_state.size > 0,
-        pointer(saved), saved.size == 0, pointer(states),
+        pointer(saved), pointer(states),
         pointer(d_x), d_x.strides[0] // size, d_x.strides[1] // size, pointer(d_h0),
     )  # fmt: skip
 

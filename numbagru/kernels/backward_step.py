@@ -16,7 +16,6 @@ from numbagru.gates import (
     d_gates_reset_before,
     d_next_state,
     d_step_reset_after,
-    gates_again,
     line,
 )
 from numbagru.kernels.backward_arrays import GROUP, rounded_up
@@ -29,7 +28,6 @@ from numbagru.kernels.backward_tile import (
     keep_dh,
     load_gates,
     load_states,
-    sums_again,
 )
 from numbagru.kernels.simd import at, copy_vector, most_rows, tile_size, vector_lanes
 from numbagru.kernels.team import meet, share_of
@@ -79,14 +77,9 @@ def make_step_reset_after(per_gate, whole_rows):
             m, panels = tile(a, stop - i)
             count = rounded_up(m * panels * width, D_BLOCK)
             for p in range(p_first, p_stop, panels):
-                again = not (per_gate or whole_rows) and a.again
-                if again:
-                    sums_again(a, w, b + i, m, p, t)
-                    gates_again(act, rec, w.s, size, count)
                 for q in range(panels):
                     s = at(w.s, q * width)
-                    if not again:
-                        load_gates(a, s, size, b, i, m, p + q, t)
+                    load_gates(a, s, size, b, i, m, p + q, t)
                     load_states(a, w, s, size, b, i, m, p + q, t)
                 d_step_reset_after(act, rec, d_act, d_rec, w.s, size, count, U)
                 for q in range(panels):

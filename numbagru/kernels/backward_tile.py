@@ -12,10 +12,9 @@ from numbagru.kernels.simd import (
     copy_eight,
     copy_vector,
     take_eight,
-    tile_size,
     vector_lanes,
 )
-from numbagru.kernels.tiles import step_sums, write_vector
+from numbagru.kernels.tiles import write_vector
 
 
 @routine
@@ -60,25 +59,6 @@ def load_gates(a, s, size, b, i, m, p, t):
         for gate in range(4):
             copy_vector(at(s, gate * size + r * width), at(saved, gate * V))
             ask_for(at(saved, (gate - 4) * V))  # what the next step takes
-
-
-_sums = step_sums(candidate=True, per_gate=False)
-
-
-@routine
-def sums_again(a, w, row, m, p, t):
-    """Compute the sums of one tile as the forward pass did: no mask, no dropout."""
-    width = vector_lanes(a.x)
-    F, U = a.F, a.U
-    h, h_row = at(a.h0, row * U), U
-    if t > 0:
-        V = rounded_up(U, width)
-        h, h_row = at(a.states, (row * a.T + t - 1) * V), a.T * V
-    _sums(
-        m, 1, at(a.x, row * a.x_row + t * a.x_step), a.x_row, 0, F, h, h_row, 0, U,
-        at(a.panels, p * (F + U) * 3 * width), 0, at(a.bias, p * 4 * width), w.s,
-        tile_size(a.x), width, width, -1,
-    )  # fmt: skip
 
 
 @routine

@@ -57,8 +57,7 @@ class Arrays(NamedTuple):
     ending: Any  # whether those two are wanted
     saved: Any
     states: Any
-    saving: Any  # gates and states
-    keeping: Any  # states
+    saving: Any  # whether those two are wanted
 
 
 @section
@@ -85,7 +84,7 @@ def arrays(data):
         zero_output, first_is_state,
         pointer(y), y.strides[0] // size, y.strides[1] // size, y.size > 0,
         pointer(last), pointer(state), last.size > 0, pointer(saved), pointer(states),
-        saved.size > 0, states.size > 0,
+        saved.size > 0,
     )  # fmt: skip
 
 
@@ -121,7 +120,7 @@ class BareArrays(NamedTuple):
 
     mask_row = mask_step = B = 0
     masked = drops_x = drops_h = zero_output = first_is_state = False
-    saving = keeping = False
+    saving = False
 
 
 @section

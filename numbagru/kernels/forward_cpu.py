@@ -95,33 +95,16 @@ _PARALLEL_FROM = 200_000
 _BLOCK_ROWS, _WIDE_BLOCK_ROWS, _WIDE = 32, 64, 128
 
 
-# Up to so many inputs and units, and from so many bytes of gates on, the backward pass
-# computes the gates again instead of reading them from memory. Cascade Lake, 20 GB/s
-# for two cores, training: 8192x50x4x16 86 -> 64 ms, 1024x100x4x32 45 -> 35 ms; but
-# 1024x50x16x64 only 51.4 -> 50.6 ms, and 64x100x4x32, whose gates stay in the cache,
-# 2.29 -> 2.44 ms.
-_AGAIN_UP_TO, _AGAIN_FROM_BYTES = 64, 2**23
-
-
 def saved_shapes(call: Call) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of what a training call saves: gates, and states."""
-    lean = call.mask.size == 0 and not (call.per_gate or call.whole_rows)
-    may_repeat = lean and call.config.reset_after
-    return _saved_shapes(*call.x.shape, call.h0.shape[1], call.x.dtype, may_repeat)
+    """Shapes of what a training call saves: gates, and states.
 
-
-@functools.lru_cache
-def _saved_shapes(
-    B: int, T: int, F: int, U: int, dtype: np.dtype, may_repeat: bool
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    V = padded(U, lanes(REAL[dtype]))
-    again = (
-        may_repeat
-        and B * T * 4 * V * dtype.itemsize >= _AGAIN_FROM_BYTES
-        and B >= 8
-        and F + U <= _AGAIN_UP_TO
-    )
-    return (0, 0, 0, 0) if again else (B, T, 4, V), (B, T, V)
+    Computing gates again in the backward pass, which large calls of small layers once
+    gained from, takes as long or longer since steps ask for their lines in time:
+    1024x100x4x32 20.2 ms instead of 18.3, 8192x100x1x16 61 and 62 (Zen 4).
+    """
+    (B, T, _), U = call.x.shape, call.h0.shape[1]
+    V = padded(U, lanes(REAL[call.x.dtype]))
+    return (B, T, 4, V), (B, T, V)
 
 
 def block_rows(B: int, U: int, threads: int) -> int:

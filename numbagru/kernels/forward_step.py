@@ -190,13 +190,13 @@ def finish(
     if a.ending and t == T - 1:
         last, here = at(a.last, first), np.intp(0)
         _give(a, last, U, here, m, panels, b, h_new, V, U - first, active, seen, zeros)
-    if a.keeping and t + 1 < T:
-        for q in range(panels):
-            for i in range(m):
-                state = at(a.states, ((b + i) * T + t) * V + first + q * width)
-                copy_vector(state, at(h_new, i * V + q * width))
-                ask_for(at(state, V))  # where the next step writes
     if a.saving:
+        if t + 1 < T:
+            for q in range(panels):
+                for i in range(m):
+                    state = at(a.states, ((b + i) * T + t) * V + first + q * width)
+                    copy_vector(state, at(h_new, i * V + q * width))
+                    ask_for(at(state, V))  # where the next step writes
         _save_gates(
             a, act, rec, s, size, s_row, s_panel, m, panels, first, b, t, V, active
         )
