@@ -27,6 +27,7 @@ def pack_inputs(a, w, b, n, t, first, capacity):
         for k in range(0, F, GROUP):
             target = at(w.a, (k // GROUP * capacity + first + i) * GROUP)
             take_eight(target, at(x, k), F - k if active else 0)
+            ask_for(at(x, k - a.x_step))
 
 
 @routine

@@ -39,6 +39,7 @@ from numbagru.kernels.forward_whole_rows import make_step_whole_rows, whole_rows
 from numbagru.kernels.record import record
 from numbagru.kernels.simd import (
     aligned,
+    ask_for,
     at,
     clear,
     copy,
@@ -153,6 +154,17 @@ def _still_going(a, own, b, n, t, h, seen):
 
 
 @routine
+def _ask_for_inputs(a, x, n, t):
+    """Ask for the inputs of later steps, of each cache line once."""
+    width = vector_lanes(a.x)
+    steps = max(1, width // max(1, a.F))
+    if n > 1 and t % steps == 0 and t + steps < a.T:
+        for i in range(n):
+            for f in range(0, a.F, width):
+                ask_for(at(x, i * a.x_row + steps * a.x_step + f))
+
+
+@routine
 def _hoists(a, n):
     """Whether a block's inputs are multiplied some steps ahead."""
     return n == 1 and not a.masked and a.T > 1 and a.F >= HOISTED_FROM
@@ -211,6 +223,7 @@ def _rows_of(reset_after, per_gate, whole_rows, arrays):
                     take_inputs(a, b, n, t, inputs, active)
             if not (a.masked or drops_x):
                 x, x_row = at(a.x, b * a.x_row + t * a.x_step), a.x_row
+                _ask_for_inputs(a, x, n, t)
             F, starts = a.F, a.bias
             ahead = t % _HOISTED_STEPS
             if hoisting:
