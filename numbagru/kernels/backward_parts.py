@@ -27,6 +27,7 @@ from numbagru.kernels.backward_arrays import (
     counts,
     cut_memory,
     rounded_up,
+    steps_ahead,
     steps_at_once,
     sums_row,
 )
@@ -107,7 +108,7 @@ def _take_output_gradients(a, w, own, b, first, n, t):
         d_last = at(a.d_last, row * U)
         if a.has_d_y:
             for u in range(start, stop, width):
-                ask_for(at(d_y, u - a.d_y_step))  # what the next step takes
+                ask_for(at(d_y, u - steps_ahead(V) * a.d_y_step))
         if not a.masked:
             if a.has_d_y:
                 for u in range(start, stop, width):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numbagru._jit import routine
 from numbagru.gates import D_HH, D_RECURRENT, D, H
-from numbagru.kernels.backward_arrays import GROUP, counts, rounded_up
+from numbagru.kernels.backward_arrays import GROUP, counts, rounded_up, steps_ahead
 from numbagru.kernels.forward_arrays import row_of
 from numbagru.kernels.simd import (
     ask_for,
@@ -20,14 +20,14 @@ from numbagru.kernels.tiles import write_vector
 @routine
 def pack_inputs(a, w, b, n, t, first, capacity):
     """Put the x of one step into the chunk, zeros where it is masked."""
-    F = a.F
+    F, ahead = a.F, steps_ahead(w.V)
     for i in range(n):
         x = at(a.x, row_of(a, b + i) * a.x_row + t * a.x_step)
         active = counts(a, b + i, t)
         for k in range(0, F, GROUP):
             target = at(w.a, (k // GROUP * capacity + first + i) * GROUP)
             take_eight(target, at(x, k), F - k if active else 0)
-            ask_for(at(x, k - a.x_step))
+            ask_for(at(x, k - ahead * a.x_step))
 
 
 @routine
@@ -55,11 +55,12 @@ def load_gates(a, s, size, b, i, m, p, t):
     """Bring what was saved of a panel's gates into scratch."""
     width = vector_lanes(a.x)
     V = rounded_up(a.U, width)
+    ahead = steps_ahead(V)
     for r in range(m):
         saved = at(a.saved, ((b + i + r) * a.T + t) * 4 * V + p * width)
         for gate in range(4):
             copy_vector(at(s, gate * size + r * width), at(saved, gate * V))
-            ask_for(at(saved, (gate - 4) * V))  # what the next step takes
+            ask_for(at(saved, (gate - 4 * ahead) * V))
 
 
 @routine
@@ -76,7 +77,7 @@ def load_states(a, w, s, size, b, i, m, p, t):
         if t > 0:
             old = at(a.states, (slot * T + t - 1) * V + first)
             copy_vector(h, old)
-            ask_for(at(old, -V))
+            ask_for(at(old, -steps_ahead(V) * V))
         else:
             row = row_of(a, slot)
             for j in range(width):
