@@ -14,6 +14,7 @@ Units and features are zero-padded to whole vectors.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -102,23 +103,6 @@ def _pack_with_bias(W, R, bias, p, weights, starts):
 
 
 @routine
-def _pack_panels(words, helper, data):
-    W, R, bias, packed = data
-    F, U, width = W.shape[0], R.shape[0], vector_lanes(W)
-    weights = aligned(pointer(packed))
-    starts = at(weights, places(F, U, width)[0])
-    panels = pieces(U, width)
-    p = next_item(words, helper, -1, panels)
-    while p < panels:
-        _pack_with_bias(W, R, bias, p, weights, starts)
-        p = next_item(words, helper, p, panels)
-    hold(W)
-    hold(R)
-    hold(bias)
-    hold(packed)
-
-
-@routine
 def transpose(matrix, first_gate, v, vectors):
     """Bring as many rows as a vector has, the v-th so many, into vectors.
 
@@ -165,11 +149,7 @@ def _pack_all(words, helper, data):
     hold(packed)
 
 
-_share_panels, _share_all = sharing(_pack_panels), sharing(_pack_all)
-
-
-def _pack_forward(W, R, bias, packed, words):
-    _share_panels(None, pointer(words), (W, R, bias, packed))
+_share_all = sharing(_pack_all)
 
 
 def _pack_both(W, R, bias, packed, words):
@@ -184,8 +164,7 @@ def _signature(real: types.Float) -> tuple[types.Type, ...]:
 _SUM_BIAS = Kernel(
     _sum_bias, lambda real: (types.Array(real, 1, "C"), types.Array(real, 2, "C"))
 )
-# Inference packs without transposing, which takes long to compile.
-_FORWARD, _BOTH = Kernel(_pack_forward, _signature), Kernel(_pack_both, _signature)
+_BOTH = Kernel(_pack_both, _signature)
 
 
 # Weights start a cache line, wherever NumPy's memory starts: a vector across two takes
@@ -219,10 +198,42 @@ def pack(
     threads : int
         How many may be used at the most.
     """
-    entry, make, size = _packing(W.shape[0], R.shape[0], W.dtype, backward)
+    if not backward:
+        return _pack_forward(W, R, bias)
+    entry, make, size = _packing_both(W.shape[0], R.shape[0], W.dtype)
     packed = make()
     run(entry, (W, R, bias, packed), threads if size >= _PARALLEL_FROM else 1)
     return packed
+
+
+def _pack_forward(W: np.ndarray, R: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Pack with NumPy: a kernel would make the first call of a process 0.5 s later."""
+    (F, U), width = (len(W), len(R)), lanes(REAL[W.dtype])
+    starts, _, end, _, _ = places.py_func(F, U, width)
+    packed = memory.empty((end + ALIGNING,), W.dtype)
+    panels = _part(packed, 0, (padded(U, width) // width, 3 * (F + U), width))
+    _split(W.reshape(-1, U), panels[:, : 3 * F])
+    _split(R.reshape(-1, U), panels[:, 3 * F :])
+    sums = sum_bias(REAL[W.dtype], bias, U)
+    _split(sums, _part(packed, starts, (len(panels), 4, width)))
+    return packed
+
+
+def _part(packed: np.ndarray, start: int, shape: tuple[int, ...]) -> np.ndarray:
+    """View a part of packed weights, which begin where `aligned` says."""
+    start += -packed.ctypes.data % 64 // packed.itemsize
+    return packed[start : start + math.prod(shape)].reshape(shape)
+
+
+def _split(rows: np.ndarray, panels: np.ndarray) -> None:
+    """Write rows of U units, (n, U), into (P, n, lanes), with zeros after the last."""
+    (n, U), width = rows.shape, panels.shape[-1]
+    whole = U // width
+    split = rows[:, : whole * width].reshape(n, whole, width)
+    panels[:whole] = split.swapaxes(0, 1)
+    if whole < len(panels):
+        panels[whole, :, : U - whole * width] = rows[:, whole * width :]
+        panels[whole, :, U - whole * width :] = 0
 
 
 def pack_zeros(W: np.ndarray, R: np.ndarray, packed: np.ndarray) -> None:
@@ -234,22 +245,17 @@ def pack_zeros(W: np.ndarray, R: np.ndarray, packed: np.ndarray) -> None:
     make the first call of a process 0.25 s later.
     """
     U, width = len(R), lanes(REAL[W.dtype])
-    sums = np.zeros((3, padded(U, width)), R.dtype)
+    of_zeros = places.py_func(len(W), U, width)[1]
     with np.errstate(invalid="ignore"):
-        sums[:, :U] = np.add.reduce(R * 0, initial=-0.0).reshape(3, U)
-    start = -packed.ctypes.data % 64 // packed.itemsize  # as `aligned`
-    start += places.py_func(len(W), U, width)[1]
-    of_zeros = packed[start : start + sums.size].reshape(-1, 3, width)
-    of_zeros[:] = sums.reshape(3, -1, width).swapaxes(0, 1)
+        sums = np.add.reduce(R * 0, initial=-0.0).reshape(3, U)
+    _split(sums, _part(packed, of_zeros, (padded(U, width) // width, 3, width)))
 
 
 @functools.lru_cache
-def _packing(
-    F: int, U: int, dtype: np.dtype, backward: bool
+def _packing_both(
+    F: int, U: int, dtype: np.dtype
 ) -> tuple[Callable[..., None], Callable[[], np.ndarray], int]:
     """Return what packs, what makes the memory for it, and how many numbers it has."""
     real = REAL[dtype]
-    _, _, forward_end, _, end = places.py_func(F, U, lanes(real))
-    size = end if backward else forward_end
-    entry = (_BOTH if backward else _FORWARD).entry(real)
-    return entry, memory.maker((size + ALIGNING,), dtype), size
+    size = places.py_func(F, U, lanes(real))[-1]
+    return _BOTH.entry(real), memory.maker((size + ALIGNING,), dtype), size
