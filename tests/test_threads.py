@@ -101,6 +101,7 @@ def test_helpers_that_never_come(case, monkeypatch):
     class Absent:
         def __init__(self, mailbox):
             self.mailbox = mailbox
+            self.address = mailbox.ctypes.data
 
         def wake(self):
             pass
