@@ -196,7 +196,7 @@ def pack(
         All C-ordered, of one type.
     backward : bool
     threads : int
-        How many may be used at the most.
+        How many may be used at the most, by what packs for the backward pass.
     """
     if not backward:
         return _pack_forward(W, R, bias)

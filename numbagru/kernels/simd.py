@@ -268,7 +268,7 @@ def transpose_block(typingctx: Any, target: Any, source: Any, row: Any) -> Any:
 def ask_for(typingctx: Any, address: Any) -> Any:
     """Have the cache line at an address, which need not be one of ours, fetched.
 
-    Into the second level, to be read or written in the next step. With requests for the
+    Into the second level, to be read or written in a later step. With requests for the
     first level, or to write, the loads of the products waited for their turn behind
     them: training 2048x50x16x64 took 68 ms instead of 59, 8x5000x8x64 25 instead of 22
     (Zen 4).
