@@ -35,16 +35,21 @@ def test_one_way_is_not_timed(monkeypatch):
     assert run(Ways(PLANS[0]), [0.0], {PLANS[0]: 1.0}, 3) == [PLANS[0]] * 3
 
 
-@pytest.mark.parametrize("fast", [0, 1])
-def test_the_faster_way_is_taken_and_the_other_tried_again(clock, fast):
+@pytest.mark.parametrize(
+    ("fast", "unit", "trials_alone"),
+    [(0, 1.0, 1), (0, 1e-4, ways._TRIALS), (1, 1.0, ways._TRIALS)],
+)
+def test_the_faster_way_is_taken_and_the_other_tried_again(
+    clock, fast, unit, trials_alone
+):
     tested = Ways(*PLANS)
-    trials = [PLANS[0]] * ways._TRIALS + [PLANS[1]] * ways._TRIALS
+    trials = [PLANS[0]] * ways._TRIALS + [PLANS[1]] * trials_alone
     waits = [ways._SHORTEST_WAIT]
     while waits[-1] < ways._LONGEST_WAIT:
         waits.append(2 * waits[-1])
     waits.append(ways._LONGEST_WAIT)
     expected = [plan for n in waits for plan in (*trials, *[PLANS[fast]] * n)]
-    seconds = {PLANS[fast]: 1.0, PLANS[1 - fast]: 2.0}
+    seconds = {PLANS[fast]: unit, PLANS[1 - fast]: 2 * unit}
     assert run(tested, clock, seconds, len(expected)) == expected
 
 
@@ -70,7 +75,7 @@ def test_some_slow_calls_change_nothing(clock, monkeypatch):
 def test_slow_trials_do_not_undo_what_is_known(clock):
     tested = Ways(*PLANS)
     seconds = {PLANS[0]: 1.0, PLANS[1]: 2.0}
-    once = 2 * ways._TRIALS
+    once = ways._TRIALS + 1
     run(tested, clock, seconds, once + ways._SHORTEST_WAIT)
     run(tested, clock, {PLANS[0]: 2.2, PLANS[1]: 2.0}, once)
     assert run(tested, clock, seconds, 1) == [PLANS[0]]
@@ -78,9 +83,9 @@ def test_slow_trials_do_not_undo_what_is_known(clock):
 
 def test_a_change_of_mind_is_soon_looked_at_again(clock):
     tested = Ways(*PLANS)
-    run(tested, clock, {PLANS[0]: 1.0, PLANS[1]: 2.0}, 1000)
+    run(tested, clock, {PLANS[0]: 1e-4, PLANS[1]: 2e-4}, 1000)
     assert tested._wait == ways._LONGEST_WAIT
-    run(tested, clock, {PLANS[0]: 3.0, PLANS[1]: 2.0}, ways._LONGEST_WAIT + 10)
+    run(tested, clock, {PLANS[0]: 3e-4, PLANS[1]: 2e-4}, ways._LONGEST_WAIT + 10)
     assert tested._wait <= 2 * ways._SHORTEST_WAIT
 
 

@@ -25,6 +25,10 @@ class Plan(NamedTuple):
 # so many calls, at first and after a change of mind soon, because others may have been
 # using the cores. What that loses is some hundredths of the time in the end.
 _TRIALS, _SHORTEST_WAIT, _LONGEST_WAIT = 4, 8, 128
+# One trial is enough of a way that takes so much longer than the fastest and so many
+# seconds, which no cold cache explains, if no helper has to wake up: of 1x50x128x1024
+# in float64, 4 in 16 calls took 43 instead of 23 ms (Emerald Rapids).
+_HOPELESS, _LONG = 1.25, 1e-3
 # A shorter time than known counts at once, of a longer one this part: others cause it
 # more often than the way. NumPy's BLAS leaves threads that spin for 20 ms after its
 # work; trials at that time chose one thread for the next hundred calls and more (64
@@ -63,6 +67,10 @@ class Ways:
     def _fastest(self) -> int:
         return self._seconds.index(min(self._seconds))
 
+    def _is_hopeless(self, way: int, seconds: float) -> bool:
+        least = max(_LONG, _HOPELESS * min(self._seconds))
+        return self.plans[way].threads == 1 and seconds > least
+
     def _note(self, way: int, seconds: float) -> None:
         known = self._seconds[way]
         longer = known < seconds
@@ -70,6 +78,8 @@ class Ways:
         trials = _TRIALS * len(self.plans)
         if self._trial < trials:
             self._trial += 1
+            if self._is_hopeless(way, seconds):
+                self._trial = (way + 1) * _TRIALS
             if self._trial == trials:
                 best = self._fastest()
                 steady = best == self._best
