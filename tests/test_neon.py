@@ -88,7 +88,7 @@ def cpu(request, monkeypatch):
     registers = vector_ir.registers_of(machine)
     monkeypatch.setattr(vector_ir, "vector_registers", lambda: registers)
     monkeypatch.setattr(simd, "vector_registers", lambda: registers)
-    assert simd._most_rows() == rows
+    assert vector_ir.most_tile_rows() == rows
 
     def loops_of(tile, real):
         context = cpu_target.target_context

@@ -31,6 +31,7 @@ from numbagru.kernels.simd import (
     compact,
     copy,
     copy_vector,
+    line_numbers,
     most_rows,
     tile_size,
     vector_bytes,
@@ -241,7 +242,7 @@ def project(a, b, t, count, first, stop, projected):
             continue_three(
                 m, at(a.x, b * a.x_row + (t + i) * a.x_step), a.x_step, 1, w, 3 * width,
                 width, a.F, at(projected, i * apart + p * 4 * width), apart, width, 0,
-                True,
+                True, w, 0,
             )  # fmt: skip
             i += m
 
@@ -288,9 +289,13 @@ def make_step_reset_after(per_gate):
         back = way_back(a.x, stop - p, F + U, t)
         from_zeros = t == 0 and not a.has_h0
         states = 0 if from_zeros else U
+        first_panel = p
+        # While some rows are multiplied with a panel, as much of the next is asked for.
+        later_step = min(line_numbers(a.x), 3 * width * most // n)
         while p < stop:
             panels = panels_alone(stop - p) if n == 1 else 1
             w = at(a.panels, p * w_panel + (a.F - F) * 3 * width)
+            later = at(a.panels, (p + 1 if p + 1 < stop else first_panel) * w_panel)
             bias = at(starts, p * 4 * width)
             i = 0
             while i < n:
@@ -302,6 +307,7 @@ def make_step_reset_after(per_gate):
                     sums(
                         m, panels, at(x, i * x_row), x_row, x_gate, F, at(hs, i * V), V,
                         h_gate, states, w, w_panel, bias, s, size, width, width, back,
+                        at(later, i // most * later_step * (F + states)), later_step,
                     )  # fmt: skip
                     if from_zeros:
                         _add_of_zeros(a, s, size, m, panels, p)
@@ -334,9 +340,11 @@ def make_step_reset_before(per_gate):
         panel_scratch = tiles_of(n, most) * size * SECTIONS
         first_panel, stop = share_of(own, P, ALONE if n == 1 and P > ALONE else 1)
         p = first_panel
+        later_step = min(line_numbers(a.x), 3 * width * most // n)
         while p < stop:
             panels = panels_alone(stop - p) if n == 1 else 1
             w = at(a.panels, p * w_panel + (a.F - F) * 3 * width)
+            later = at(a.panels, (p + 1 if p + 1 < stop else first_panel) * w_panel)
             bias = at(starts, p * 4 * width)
             start = p * panel_scratch
             i = 0
@@ -348,6 +356,7 @@ def make_step_reset_before(per_gate):
                         m, panels, at(x, i * x_row), x_row, x_gate, F, at(hs, i * V), V,
                         h_gate, U, w, w_panel, bias, at(scratch, start), size, width,
                         panel_scratch, -1,
+                        at(later, i // most * later_step * (F + U)), later_step,
                     )  # fmt: skip
                     for q in range(panels):
                         s = at(scratch, start + q * panel_scratch)
@@ -386,7 +395,7 @@ def make_step_reset_before(per_gate):
                 elif computed:
                     continue_sums(
                         m, panels, at(inner, i * V), V, 1, w, 3 * width, w_panel, U, hh,
-                        width, panel_scratch, 0, True,
+                        width, panel_scratch, 0, True, w, 0,
                     )  # fmt: skip
                 for q in range(p, p + panels):
                     tile = at(scratch, start)

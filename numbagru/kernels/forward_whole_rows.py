@@ -62,7 +62,7 @@ def make_step_whole_rows(reset_after, per_gate):
                 sums(
                     m, panels, at(x, i * x_row), x_row, x_gate, F, at(hs, i * V), V,
                     h_gate, U, w, w_panel, at(starts, p * 4 * width),
-                    at(scratch, p * width), size, apart, width, -1,
+                    at(scratch, p * width), size, apart, width, -1, w, 0,
                 )  # fmt: skip
                 p += panels
             meet(words, own)
@@ -91,6 +91,7 @@ def make_step_whole_rows(reset_after, per_gate):
                     continue_sums(
                         m, panels, at(inner, i * V), V, 1, w, 3 * width, w_panel, U,
                         at(scratch, HH * size + p * width), apart, width, 0, True,
+                        w, 0,
                     )  # fmt: skip
                     p += panels
                 meet(words, own)

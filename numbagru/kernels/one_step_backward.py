@@ -16,6 +16,7 @@ from numbagru.gates import (
 )
 from numbagru.kernels.backward_arrays import sums_row
 from numbagru.kernels.panels import transpose
+from numbagru.kernels.register_tiles import MOST_COLUMNS
 from numbagru.kernels.simd import (
     at,
     clear,
@@ -28,7 +29,6 @@ from numbagru.kernels.simd import (
 from numbagru.kernels.team import next_item, pieces, sharing
 from numbagru.kernels.threads import WORD_ARRAY
 from numbagru.kernels.tiles import (
-    MOST_COLUMNS,
     add_sums,
     columns_at_once,
     continue_sums,
@@ -45,20 +45,22 @@ def _add_transposed(
 ):
     """``c += a b`` for vectors of the transpose of a matrix whose gates start there.
 
-    In so many parts, as `register_tiles.sum_tile` has them.
+    In so many parts, each summed up from zero.
     """
     width, K = vector_lanes(matrix), matrix.shape[1]
     for q in range(columns):
         transpose(matrix, first_gate, v + q, at(scratch, q * K * width))
-    i = 0
-    while i < n:
-        m = tile_rows(n - i, most_rows(a))
-        part = K // parts
-        add_sums(
-            m, columns, at(a, i * a_row), a_row, part, scratch, width, K * width,
-            part * width, parts, part, at(c, i * c_row), c_row, width,
-        )  # fmt: skip
-        i += m
+    K_part = K // parts
+    for part in range(parts):
+        k = part * K_part
+        i = 0
+        while i < n:
+            m = tile_rows(n - i, most_rows(a))
+            add_sums(
+                m, columns, at(a, i * a_row + k), a_row, at(scratch, k * width), width,
+                K * width, K_part, at(c, i * c_row), c_row, width, scratch,
+            )  # fmt: skip
+            i += m
 
 
 @routine
@@ -72,7 +74,7 @@ def _add_samples(n, a, a_row, a_k, rows, d, d_k, U, width, gradients, row):
             columns = columns_at_once((U - v) // width)
             continue_sums(
                 m, columns, at(a, i * a_row), a_row, a_k, at(d, v), d_k, width, n,
-                at(gradients, i * row + v), row, width, 0, False,
+                at(gradients, i * row + v), row, width, 0, False, d, 0,
             )  # fmt: skip
             v += columns * width
         i += m

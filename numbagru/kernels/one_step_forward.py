@@ -22,6 +22,7 @@ from numbagru.gates import (
 )
 from numbagru.kernels.backward_arrays import GROUP
 from numbagru.kernels.panels import ALIGNING, pack_panel, start_sums
+from numbagru.kernels.register_tiles import MOST_COLUMNS
 from numbagru.kernels.simd import (
     aligned,
     at,
@@ -35,7 +36,6 @@ from numbagru.kernels.simd import (
 from numbagru.kernels.team import HELPERS, next_item, pieces, sharing
 from numbagru.kernels.threads import WORD_ARRAY
 from numbagru.kernels.tiles import (
-    MOST_COLUMNS,
     columns_at_once,
     continue_sums,
     step_sums,
@@ -62,6 +62,7 @@ def _add_products(n, a, a_row, K, b, U, units, width, c, c_row):
                 continue_sums(
                     m, columns, at(a, i * a_row + k), a_row, 1, at(b, k * 3 * U + v),
                     3 * U, width, count, at(c, i * c_row + v), c_row, width, 0, True,
+                    b, 0,
                 )  # fmt: skip
                 i += m
             v += columns * width
@@ -125,6 +126,7 @@ def _sums_of_panels(words, helper, x, h0, W, weights, biases, s, size, apart):
             _sums(
                 m, 1, at(pointer(x), i * x_row), x_row, 0, F, at(pointer(h0), i * U), U,
                 0, U, panel, 0, bias, at(s, i * apart + first), size, apart, 0, -1,
+                panel, 0,
             )  # fmt: skip
             i += m
         p = next_item(words, helper, p, panels)

@@ -10,11 +10,19 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from numbagru.gates import D_BLOCK
-from numbagru.kernels.vector_ir import INDEX, Emitter, lanes, padded, vector_registers
+from numbagru.kernels.vector_ir import (
+    INDEX,
+    Emitter,
+    lanes,
+    most_tile_rows,
+    padded,
+    vector_registers,
+)
 
 # A row alone takes four panels at a time, or two: with the three accumulators of one
 # panel the multiply-adds would wait for each other.
 ALONE, PAIR = 4, 2
+LINE_BYTES = 64
 
 
 @intrinsic
@@ -84,10 +92,10 @@ half_lanes = _compile_time(
     # Zen 4 multiplies two vectors of 256 bits in the time of one of 512.
     lambda real: lanes(real) // 2 if vector_registers()[0] == 64 else 0,
 )
-most_rows = _compile_time(
-    "Rows of the largest tile of three gates: the accumulators, three weights and a "
-    "broadcast fit into the registers.",
-    lambda real: _most_rows(),
+most_rows = _compile_time("See `vector_ir`.", lambda real: most_tile_rows())
+line_numbers = _compile_time(
+    "Numbers of the array's type in a cache line.",
+    lambda real: LINE_BYTES * 8 // real.bitwidth,
 )
 tile_size = _compile_time(
     "Numbers of one gate in the largest tile.",
@@ -95,13 +103,9 @@ tile_size = _compile_time(
 )
 
 
-def _most_rows() -> int:
-    return 8 if vector_registers()[1] == 32 else 4
-
-
 def tile_size_of(real: types.Float) -> int:
     """Count the numbers of one gate in the largest tile: whole blocks of gates.py."""
-    return padded(max(_most_rows(), ALONE) * lanes(real), D_BLOCK)
+    return padded(max(most_tile_rows(), ALONE) * lanes(real), D_BLOCK)
 
 
 def _copy_of(count: Any) -> Any:
@@ -266,23 +270,11 @@ def transpose_block(typingctx: Any, target: Any, source: Any, row: Any) -> Any:
 
 @intrinsic
 def ask_for(typingctx: Any, address: Any) -> Any:
-    """Have the cache line at an address, which need not be one of ours, fetched.
-
-    Into the second level, to be read or written in a later step. With requests for the
-    first level, or to write, the loads of the products waited for their turn behind
-    them: training 2048x50x16x64 took 68 ms instead of 59, 8x5000x8x64 25 instead of 22
-    (Zen 4).
-    """
+    """Have the cache line at an address fetched, see `vector_ir.Emitter.ask_for`."""
+    real = address.dtype
 
     def codegen(context, builder, signature, args):
-        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-        function = cgutils.get_or_insert_function(
-            builder.module, kind, "llvm.prefetch.p0i8"
-        )
-        reading, second_level, data = word(0), word(2), word(1)
-        place = builder.bitcast(args[0], byte)
-        builder.call(function, [place, reading, second_level, data])
+        Emitter(builder, real).ask_for(args[0])
         return context.get_dummy_value()
 
     return types.void(address), codegen

@@ -7,6 +7,7 @@ from typing import Any
 
 from numbagru._jit import routine, variant_routine
 from numbagru.kernels.register_tiles import (
+    MOST_COLUMNS,
     gates_tile,
     product_tile,
     step_tile,
@@ -61,55 +62,56 @@ def step_sums(candidate: bool, per_gate: bool) -> Any:
     @variant_routine(candidate, per_gate)
     def two_by_two(
         back, x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s, s_gate,
-        s_row, s_panel,
+        s_row, s_panel, later, later_step,
     ):  # fmt: skip
         p = PAIR if back else 0
         while 0 <= p < ALONE:
             pair(
                 x, x_row, x_gate, F, h, h_row, h_gate, U, at(w, p * w_panel), w_panel,
                 at(bias, p * 4 * s_panel), at(s, p * s_panel), s_gate, s_row, s_panel,
+                later, later_step,
             )  # fmt: skip
             p += -PAIR if back else PAIR
 
     @variant_routine(candidate, per_gate)
     def sums(
         m, panels, x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s,
-        s_gate, s_row, s_panel, back,
+        s_gate, s_row, s_panel, back, later, later_step,
     ):  # fmt: skip
         if panels == ALONE and back >= 0:
             two_by_two(
                 back, x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s,
-                s_gate, s_row, s_panel,
+                s_gate, s_row, s_panel, later, later_step,
             )  # fmt: skip
         elif panels == ALONE:
             alone(
                 x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s, s_gate,
-                s_row, s_panel,
+                s_row, s_panel, later, later_step,
             )  # fmt: skip
         elif panels == PAIR:
             pair(
                 x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s, s_gate,
-                s_row, s_panel,
+                s_row, s_panel, later, later_step,
             )  # fmt: skip
         elif m == 8:
             t8(
                 x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s, s_gate,
-                s_row, s_panel,
+                s_row, s_panel, later, later_step,
             )  # fmt: skip
         elif m == 4:
             t4(
                 x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s, s_gate,
-                s_row, s_panel,
+                s_row, s_panel, later, later_step,
             )  # fmt: skip
         elif m == 2:
             t2(
                 x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s, s_gate,
-                s_row, s_panel,
+                s_row, s_panel, later, later_step,
             )  # fmt: skip
         else:
             t1(
                 x, x_row, x_gate, F, h, h_row, h_gate, U, w, w_panel, bias, s, s_gate,
-                s_row, s_panel,
+                s_row, s_panel, later, later_step,
             )  # fmt: skip
 
     return sums
@@ -120,26 +122,35 @@ def _product(columns):
 
     @variant_routine(columns)
     def product(
-        m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward
+        m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward,
+        later, later_step,
     ):  # fmt: skip
         if m == 8:
-            t8(a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward)
+            t8(
+                a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward,
+                later, later_step,
+            )  # fmt: skip
         elif m == 4:
-            t4(a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward)
+            t4(
+                a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward,
+                later, later_step,
+            )  # fmt: skip
         elif m == 2:
-            t2(a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward)
+            t2(
+                a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward,
+                later, later_step,
+            )  # fmt: skip
         else:
-            t1(a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward)
+            t1(
+                a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward,
+                later, later_step,
+            )  # fmt: skip
 
     return product
 
 
 # ``c += a b`` for m rows and three vectors; without `columns` otherwise as below.
-continue_three, _onward1 = _product(3), _product(1)
-
-
-# `continue_sums` takes so many vectors, or one.
-MOST_COLUMNS = 3
+continue_three, _onward1 = _product(MOST_COLUMNS), _product(1)
 
 
 @routine
@@ -150,16 +161,19 @@ def columns_at_once(left):
 
 @routine
 def continue_sums(
-    m, columns, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward
+    m, columns, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward,
+    later, later_step,
 ):  # fmt: skip
     """``c += a b`` for m rows and 3 or 1 vectors, as `product_tile`."""
-    if columns == 3:
+    if columns == MOST_COLUMNS:
         continue_three(
-            m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward
+            m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward,
+            later, later_step,
         )  # fmt: skip
     else:
         _onward1(
-            m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward
+            m, a, a_row, a_k, b, b_k, b_column, K, c, c_row, c_column, c_back, onward,
+            later, later_step,
         )  # fmt: skip
 
 
@@ -172,7 +186,7 @@ _alone = product_tile(1, ALONE_COLUMNS)
 @routine
 def continue_sums_alone(a, a_k, b, b_k, b_column, K, c, c_column):
     """Do the same for one row and `ALONE_COLUMNS` vectors."""
-    _alone(a, 0, a_k, b, b_k, b_column, K, c, 0, c_column, 0, True)
+    _alone(a, 0, a_k, b, b_k, b_column, K, c, 0, c_column, 0, True, c, 0)
 
 
 _GATES = 4
@@ -182,32 +196,22 @@ _gates = product_tile(1, _GATES)
 @routine
 def continue_sums_of_gates(a, a_k, b, b_k, b_column, K, c, c_column, onward):
     """Do the same for one row and four vectors: sums of four gates side by side."""
-    _gates(a, 0, a_k, b, b_k, b_column, K, c, 0, c_column, 0, onward)
+    _gates(a, 0, a_k, b, b_k, b_column, K, c, 0, c_column, 0, onward, c, 0)
 
 
 def _sums(columns, halves=False):
     t8, t4, t2, t1 = (sum_tile(rows, columns, halves) for rows in (8, 4, 2, 1))
 
     @variant_routine(columns, halves)
-    def sums(
-        m, a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column
-    ):
+    def sums(m, a, a_row, b, b_k, b_column, K, c, c_row, c_column, later):
         if m == 8:
-            t8(
-                a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column
-            )  # fmt: skip
+            t8(a, a_row, b, b_k, b_column, K, c, c_row, c_column, later)
         elif m == 4:
-            t4(
-                a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column
-            )  # fmt: skip
+            t4(a, a_row, b, b_k, b_column, K, c, c_row, c_column, later)
         elif m == 2:
-            t2(
-                a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column
-            )  # fmt: skip
+            t2(a, a_row, b, b_k, b_column, K, c, c_row, c_column, later)
         else:
-            t1(
-                a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column
-            )  # fmt: skip
+            t1(a, a_row, b, b_k, b_column, K, c, c_row, c_column, later)
 
     return sums
 
@@ -218,22 +222,14 @@ add_sums_of_half = _sums(1, True)
 
 
 @routine
-def add_sums(
-    m, columns, a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column
-):
+def add_sums(m, columns, a, a_row, b, b_k, b_column, K, c, c_row, c_column, later):
     """``c += a b`` for m rows and up to 3 vectors, as `sum_tile`."""
     if columns == 3:
-        _sums3(
-            m, a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column
-        )
+        _sums3(m, a, a_row, b, b_k, b_column, K, c, c_row, c_column, later)
     elif columns == 2:
-        _sums2(
-            m, a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column
-        )
+        _sums2(m, a, a_row, b, b_k, b_column, K, c, c_row, c_column, later)
     else:
-        _sums1(
-            m, a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column
-        )
+        _sums1(m, a, a_row, b, b_k, b_column, K, c, c_row, c_column, later)
 
 
 @functools.cache

@@ -54,12 +54,17 @@ def registers_of(machine: Any) -> tuple[int, int]:
     return 16, 32 if machine.triple.startswith(("aarch64", "arm64")) else 16
 
 
+def most_tile_rows() -> int:
+    """Count the rows of the largest tile of three gates.
+
+    Its accumulators, three weights and a broadcast fit into the registers.
+    """
+    return 8 if vector_registers()[1] == 32 else 4
+
+
 def lanes(real: types.Float) -> int:
     """Numbers in one vector register."""
     return vector_registers()[0] // (real.bitwidth // 8)
-
-
-_START = INDEX(0)
 
 
 class Emitter:
@@ -136,6 +141,23 @@ class Emitter:
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.width), [0] * self.width)
         return self.builder.shuffle_vector(first, undefined, zeros)
 
+    def ask_for(self, address: Any) -> None:
+        """Have the cache line at an address, which need not be ours, fetched.
+
+        Into the second level, to be read or written later. With requests for the first
+        level, or to write, the loads of the products waited for their turn behind them:
+        training 2048x50x16x64 took 68 ms instead of 59, 8x5000x8x64 25 instead of 22
+        (Zen 4).
+        """
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        function = cgutils.get_or_insert_function(
+            self.builder.module, kind, "llvm.prefetch.p0i8"
+        )
+        reading, second_level, data = word(0), word(2), word(1)
+        place = self.builder.bitcast(address, byte)
+        self.builder.call(function, [place, reading, second_level, data])
+
     def row_starts(self, base, stride, rows):
         """Give the pointers of rows `stride` apart.
 
@@ -151,14 +173,15 @@ class Emitter:
         ]
 
     def chain(
-        self, sums, rows, step, columns, column_step, count, first=_START,
-        column_first=_START,
+        self, sums, rows, step, columns, column_step, count, later=None,
+        later_step=None, times=1,
     ):  # fmt: skip
         """``sums[m][n] += rows[m][n][k step] * columns[n][k column_step]``, k < count.
 
-        Both start `first` and `column_first` numbers further on. Gives the new sums;
-        all of them live in registers over the loop. Where columns share a row, the very
-        same value in `rows`, it is loaded once.
+        Gives the new sums; all of them live in registers over the loop. Where columns
+        share a row, the very same value in `rows`, it is loaded once. If `later` is an
+        address, each k asks for a line (`ask_for`) there, `times` of them for the same,
+        then for that later_step numbers further on.
         """
         builder = self.builder
         before = builder.block
@@ -171,6 +194,9 @@ class Emitter:
         flat = [value for row in sums for value in row]
         carried = [builder.phi(self.vector) for _ in flat]
         vectors = [self.load(self.move(column, b)) for column in columns]
+        if later is not None:
+            line = builder.udiv(k, INDEX(times))
+            self.ask_for(self.move(later, builder.mul(line, later_step)))
         updated = []
         for m, starts in enumerate(rows):
             values = {}
@@ -183,8 +209,8 @@ class Emitter:
         following = builder.add(k, INDEX(1))
         for phi, start, end in [
             (k, INDEX(0), following),
-            (b, column_first, builder.add(b, column_step)),
-            (a, first, builder.add(a, step)),
+            (b, INDEX(0), builder.add(b, column_step)),
+            (a, INDEX(0), builder.add(a, step)),
             *zip(carried, flat, updated, strict=True),
         ]:
             phi.add_incoming(start, before)
