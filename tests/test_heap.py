@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from numbagru.kernels.forward_rows import HOISTED_FROM
+from numbagru.kernels.forward_inputs import HOISTED_FROM
 
 GUARDED = """
 from numba.core import registry

@@ -18,8 +18,15 @@ from numbagru.functional import threads_of
 from numbagru.kernels import team, threads
 from numbagru.kernels.simd import pointer
 
-# One row and some rows, where threads work together; and rows enough to work apart.
-SHAPES = [(1, 40, 33, 130), (5, 9, 3, 70), (8, 12, 40, 65), (40, 6, 9, 64)]
+# One row and some rows, where threads work together; rows enough to work apart; and one
+# row whose inputs helpers multiply.
+SHAPES = [
+    (1, 40, 33, 130),
+    (5, 9, 3, 70),
+    (8, 12, 40, 65),
+    (40, 6, 9, 64),
+    (1, 70, 130, 65),
+]
 # One reset mode per type: each of the four kernels compiles for seconds.
 VARIANTS = [
     {"reset_after": True, "dtype": "float32"},
@@ -76,9 +83,9 @@ def test_number_of_threads(shape, variant):
             assert case.everything() == expected
 
 
-@pytest.fixture
-def case():
-    case = Case(SHAPES[0], VARIANTS[0])
+@pytest.fixture(params=[SHAPES[0], SHAPES[4]], ids=repr)
+def case(request):
+    case = Case(request.param, VARIANTS[0])
     ng.set_num_threads(1)
     case.expected = case.everything()
     return case
@@ -225,7 +232,7 @@ def picky(x):
     return x / (1 + abs(x))
 
 
-@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3]], ids=repr)
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3], SHAPES[4]], ids=repr)
 def test_an_exception_in_a_kernel(shape):
     """It comes out of the call, and the helpers are there for the next one."""
     B, T, F, U = shape

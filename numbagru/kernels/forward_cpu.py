@@ -18,13 +18,13 @@ from numbagru.gates import (
 )
 from numbagru.kernels import one_step
 from numbagru.kernels.call import REAL, Call, Outputs, bound, rows_by_end
-from numbagru.kernels.forward_rows import HOISTED_FROM, forward_rows, inference_rows
+from numbagru.kernels.forward_inputs import HOISTED_FROM
+from numbagru.kernels.forward_rows import forward_rows, inference_rows
 from numbagru.kernels.simd import (
     pointer,
     tile_size_of,
 )
 from numbagru.kernels.team import (
-    OWN,
     OWN_ALIGNED,
     sharing,
 )
@@ -206,4 +206,4 @@ def work_size(real: types.Float, B: int, units: int) -> int:
     tiles = panels * (B + 3)
     V = panels * lanes(real)
     scratch = SECTIONS * tile_size_of(real) * tiles
-    return OWN + OWN_ALIGNED + scratch + 4 * B * V + B + lanes(real)
+    return OWN_ALIGNED + scratch + 4 * B * V + B + lanes(real)

@@ -27,12 +27,19 @@ from numbagru.kernels.forward_arrays import (
     take_inputs_per_gate,
     take_states_per_gate,
 )
+from numbagru.kernels.forward_inputs import (
+    GROUP_STEPS,
+    help_with_inputs,
+    helpers_multiply_inputs,
+    hoists,
+    multiply_inputs,
+    take_group,
+)
 from numbagru.kernels.forward_step import (
     give_outputs,
     gives_in_turn,
     make_step_reset_after,
     make_step_reset_before,
-    project,
     tiles_of,
 )
 from numbagru.kernels.forward_whole_rows import make_step_whole_rows, whole_rows_size
@@ -51,12 +58,12 @@ from numbagru.kernels.simd import (
     widest_vectors,
 )
 from numbagru.kernels.team import (
+    MOST_GROUPS,
     OWN,
     OWN_ALIGNED,
     SHARED,
     TOGETHER,
     ask_for_shared,
-    be_alone,
     enter,
     is_first,
     is_turn_of,
@@ -77,16 +84,6 @@ def shared_size(n, V, width, per_gate):
     h, h_new, inner, multipliers of h per gate, seen and a vector of zeros.
     """
     return (6 if per_gate else 3) * n * V + n + width
-
-
-# A row alone has its inputs multiplied for so many steps at once, from so many on. (16
-# or 32 steps: no gain.)
-_HOISTED_STEPS, HOISTED_FROM = 8, 16
-
-# Below so many products of states and weights those steps are the calling thread's: 64
-# units take it 0.3 µs, and two threads 1.1 µs with meeting (Zen 5). Others help with
-# the inputs: 1024 of them, 100 steps in 0.12 ms instead of 0.18.
-_STEPS_ALONE_BELOW = 8_000
 
 
 @routine
@@ -164,12 +161,6 @@ def _ask_for_inputs(a, x, n, t):
                 ask_for(at(x, i * a.x_row + steps * a.x_step + f))
 
 
-@routine
-def _hoists(a, n):
-    """Whether a block's inputs are multiplied some steps ahead."""
-    return n == 1 and not a.masked and a.T > 1 and a.F >= HOISTED_FROM
-
-
 def _rows_of(reset_after, per_gate, whole_rows, arrays):
     """Make the loop over blocks of rows, and in each over time."""
     general = arrays is not bare_arrays  # without it Numba compiles less
@@ -182,7 +173,7 @@ def _rows_of(reset_after, per_gate, whole_rows, arrays):
 
     @section
     def block(
-        a, act, rec, words, own, alone, scratch, private, shared, common, b, n, start
+        a, act, rec, words, own, scratch, private, shared, common, b, n, start
     ):  # fmt: skip
         V = padded_units(a)
         h = shared
@@ -193,9 +184,10 @@ def _rows_of(reset_after, per_gate, whole_rows, arrays):
         zeros = at(seen, n)
         active, inputs = private, at(private, n)
         gate_states = at(inputs, 3 * n * a.F)
-        hoisting = not per_gate and _hoists(a, n)
-        parting = hoisting and a.U * a.U < _STEPS_ALONE_BELOW
-        projected = at(zeros, vector_lanes(a.x))
+        hoisting = not per_gate and hoists(a, n)
+        inputs_only = not per_gate and helpers_multiply_inputs(a, words, n)
+        sums = at(zeros, vector_lanes(a.x))
+        group = sums
         drops_x = per_gate and a.drops_x
         x_gate, h_gate = n * a.F if drops_x else 0, n * V if per_gate else 0
         x, x_row = inputs, a.F
@@ -225,28 +217,26 @@ def _rows_of(reset_after, per_gate, whole_rows, arrays):
                 x, x_row = at(a.x, b * a.x_row + t * a.x_step), a.x_row
                 _ask_for_inputs(a, x, n, t)
             F, starts = a.F, a.bias
-            ahead = t % _HOISTED_STEPS
             if hoisting:
-                if ahead == 0:
+                ahead = t % GROUP_STEPS
+                if ahead == 0 and inputs_only:
+                    group = take_group(a, words, t, sums)
+                elif ahead == 0:
                     first, stop = share_of(own, V // vector_lanes(a.x), 1)
-                    count = min(_HOISTED_STEPS, a.T - t)
-                    project(a, b, t, count, first, stop, projected)
+                    multiply_inputs(a, b, t, first, stop, sums)
                     meet(words, own)
-                F, starts = 0, at(projected, ahead * 4 * V)
-            if not parting or is_first(own):
-                step(
-                    a, act, rec, words, alone if parting else own, b, n, t, x, x_row,
-                    x_gate, F, starts, hs, h_gate, drops,
-                    common if whole_rows else scratch, inner, h, h_new, active, seen,
-                    zeros,
-                )  # fmt: skip
+                F, starts = 0, at(group, ahead * 4 * V)
+            step(
+                a, act, rec, words, own, b, n, t, x, x_row, x_gate, F, starts, hs,
+                h_gate, drops, common if whole_rows else scratch, inner, h, h_new,
+                active, seen, zeros,
+            )  # fmt: skip
             h, h_new = h_new, h
             if general:
                 _mark_seen(a, n, active, seen)
-            apart = parting and ahead + 1 < _HOISTED_STEPS and t + 1 < a.T
             size, in_turn = team_size(own), gives_in_turn(a, own)
-            stays = apart or turn(words, own, t)
-            if size > 1 and not parting:
+            stays = inputs_only or turn(words, own, t)
+            if size > 1:
                 ask_for_shared(h, n * V)
                 in_turn = in_turn and is_turn_of(own, size, t // _OUTPUTS_IN_TURN)
                 if a.wanted and in_turn:
@@ -278,18 +268,17 @@ def _rows_of(reset_after, per_gate, whole_rows, arrays):
             private_size = n * (1 + a.F)
         shared_by_all = shared_size(n, V, width, per_gate)
         # Of several blocks the last may have one row, and be the only one that hoists.
-        if not per_gate and (_hoists(a, n) or _hoists(a, B % max(1, n))):
-            shared_by_all += _HOISTED_STEPS * 4 * V
+        inputs_only = not per_gate and helpers_multiply_inputs(a, words, n)
+        if not per_gate and (hoists(a, n) or hoists(a, B % max(1, n))):
+            shared_by_all += (MOST_GROUPS if inputs_only else 1) * GROUP_STEPS * 4 * V
         common_size = whole_rows_size(a) if whole_rows else 0
-        needed = OWN + OWN_ALIGNED + scratch_size + private_size
+        needed = OWN_ALIGNED + scratch_size + private_size
         needed += shared_by_all + common_size
         use_given = not helper and given.size >= needed
         work = given if use_given else np.empty(needed, x.dtype)
         begin = aligned(pointer(work))
         own = words_at(address_of(begin))
-        alone = words_at(address_of(at(begin, OWN)))
-        be_alone(alone)
-        scratch = at(begin, 2 * OWN)
+        scratch = at(begin, OWN)
         clear(scratch, scratch_size)
         private = at(scratch, scratch_size)
         shared = at(private, private_size)
@@ -297,7 +286,11 @@ def _rows_of(reset_after, per_gate, whole_rows, arrays):
         together = words[TOGETHER] != 0
         if together and not helper:
             words[SHARED] = address_of(shared)
-        start = enter(words, helper, own)
+        if inputs_only and helper:
+            help_with_inputs(a, words, shared, shared_size(n, V, width, per_gate))
+            start = -1
+        else:
+            start = enter(words, helper, own)
         if together and helper:
             shared = numbers_at(shared, words[SHARED])
         common = at(shared, shared_by_all)
@@ -307,8 +300,7 @@ def _rows_of(reset_after, per_gate, whole_rows, arrays):
             b = k * rows
             n = min(rows, B - b)
             block(
-                a, act, rec, words, own, alone, scratch, private, shared, common, b, n,
-                start,
+                a, act, rec, words, own, scratch, private, shared, common, b, n, start
             )  # fmt: skip
             k = blocks if together else next_item(words, helper, k, blocks)
         leave(words, helper, own)

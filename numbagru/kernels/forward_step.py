@@ -29,7 +29,6 @@ from numbagru.kernels.simd import (
     ask_for,
     at,
     compact,
-    copy,
     copy_vector,
     line_numbers,
     most_rows,
@@ -46,7 +45,6 @@ from numbagru.kernels.tiles import (
     ALONE_COLUMNS,
     continue_sums,
     continue_sums_alone,
-    continue_three,
     panels_alone,
     step_sums,
     tile_rows,
@@ -220,31 +218,6 @@ def drop_reset_states(s, size, m, width, drops, V):
     for r in range(m):
         for j in range(width):
             s[RECURRENT * size + r * width + j] *= drops[r * V + j]
-
-
-@routine
-def project(a, b, t, count, first, stop, projected):
-    """Make the sums of one row's inputs, several steps at once: rows of a tile.
-
-    A step alone reads all weights of the inputs for one row.
-    """
-    width, most = vector_lanes(a.x), most_rows(a.x)
-    P = (a.U + width - 1) // width
-    apart = P * 4 * width
-    for p in range(first, stop):
-        w = at(a.panels, p * (a.F + a.U) * 3 * width)
-        for i in range(count):
-            target = at(projected, i * apart + p * 4 * width)
-            copy(target, at(a.bias, p * 4 * width), 4 * width)
-        i = 0
-        while i < count:
-            m = tile_rows(count - i, most)
-            continue_three(
-                m, at(a.x, b * a.x_row + (t + i) * a.x_step), a.x_step, 1, w, 3 * width,
-                width, a.F, at(projected, i * apart + p * 4 * width), apart, width, 0,
-                True, w, 0,
-            )  # fmt: skip
-            i += m
 
 
 # Of a first-level cache, which has 32 KiB or more, what weights have.

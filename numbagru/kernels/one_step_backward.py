@@ -50,17 +50,15 @@ def _add_transposed(
     width, K = vector_lanes(matrix), matrix.shape[1]
     for q in range(columns):
         transpose(matrix, first_gate, v + q, at(scratch, q * K * width))
-    K_part = K // parts
-    for part in range(parts):
-        k = part * K_part
-        i = 0
-        while i < n:
-            m = tile_rows(n - i, most_rows(a))
-            add_sums(
-                m, columns, at(a, i * a_row + k), a_row, at(scratch, k * width), width,
-                K * width, K_part, at(c, i * c_row), c_row, width, scratch,
-            )  # fmt: skip
-            i += m
+    i = 0
+    while i < n:
+        m = tile_rows(n - i, most_rows(a))
+        part = K // parts
+        add_sums(
+            m, columns, at(a, i * a_row), a_row, part, scratch, width, K * width,
+            part * width, parts, part, at(c, i * c_row), c_row, width, scratch,
+        )  # fmt: skip
+        i += m
 
 
 @routine

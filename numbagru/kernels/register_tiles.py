@@ -12,6 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from numbagru.kernels.vector_ir import INDEX, Emitter, lanes, most_tile_rows
@@ -190,36 +191,45 @@ def product_tile(rows: int, columns: int) -> Any:
 def sum_tile(rows: int, columns: int, halves: bool = False) -> Any:
     """Make the tile of sums of products that are added to what is there.
 
-    ``tile(a, a_row, b, b_k, b_column, K, c, c_row, c_column, later)``: ``c[m c_row + n
-    c_column] += sum_k a[m a_row + k] b[k b_k + n b_column]``, each summed up from zero.
-    With `halves`, vectors are half of a register. Lines from `later` on are asked for,
-    b_k apart.
+    ``tile(a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column,
+    later)``: ``c[m c_row + n c_column] += sum_k a[m a_row + p a_part + k] b[k b_k + n
+    b_column + p b_part]`` for each of the `parts` p, one after the other, each summed
+    up from zero. With `halves`, vectors are half of a register. The largest tile asks
+    for K lines from `later` on, b_k apart.
     """
 
     @intrinsic
-    def tile(typingctx, a, a_row, b, b_k, b_column, K, c, c_row, c_column, later):
+    def tile(
+        typingctx, a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row,
+        c_column, later,
+    ):  # fmt: skip
         real = a.dtype
         n = types.intp
-        signature = types.void(a, n, a, n, n, n, a, n, n, a)
+        signature = types.void(a, n, n, a, n, n, n, n, n, a, n, n, a)
         width = lanes(real) // (2 if halves else 1)
 
         def emit_body(builder, args):
-            a, a_row, b, b_k, b_column, K, c, c_row, c_column, later = args
+            a, a_row, a_part, b, b_k, b_column, b_part, parts, K = args[:9]
+            c, c_row, c_column, later = args[9:]
             emit = Emitter(builder, real, width)
             targets = _spots(emit, c, rows, c_row, columns, c_column, INDEX(0))
             zero = ir.Constant(emit.vector, None)
-            sums = emit.chain(
-                [[zero] * columns] * rows,
-                [[start] * columns for start in emit.row_starts(a, a_row, rows)],
-                INDEX(1),
-                [emit.move(b, emit.times(b_column, n)) for n in range(columns)],
-                b_k,
-                K,
-                *_asked(rows, columns, later, b_k),
-            )
-            for row, values in zip(targets, sums, strict=True):
-                for spot, value in zip(row, values, strict=True):
-                    emit.store(builder.fadd(emit.load(spot), value), spot)
+            starts = emit.row_starts(a, a_row, rows)
+            with cgutils.for_range(builder, parts) as loop:
+                sums = emit.chain(
+                    [[zero] * columns] * rows,
+                    [[start] * columns for start in starts],
+                    INDEX(1),
+                    [emit.move(b, emit.times(b_column, n)) for n in range(columns)],
+                    b_k,
+                    K,
+                    *_asked(rows, columns, later, b_k),
+                    first=builder.mul(loop.index, a_part),
+                    column_first=builder.mul(loop.index, b_part),
+                )
+                for row, values in zip(targets, sums, strict=True):
+                    for spot, value in zip(row, values, strict=True):
+                        emit.store(builder.fadd(emit.load(spot), value), spot)
 
         name = f"numbagru.sums.{rows}x{columns}.{real}x{width}"
         return signature, _apart(name, emit_body)

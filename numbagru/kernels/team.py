@@ -36,9 +36,12 @@ from numbagru.kernels.simd import ask_for, at, vector_lanes
 MOST_HELPERS = 63
 _LINE = 8
 # FAILED has to be the first: `atomics.task_of` writes there.
-FAILED, HELPERS, NEXT, JOINED, ADMITTED, SIZES = range(0, 6 * _LINE, _LINE)
+FAILED, HELPERS, NEXT, JOINED, ADMITTED, SIZES, NOW, AHEAD = range(0, 8 * _LINE, _LINE)
 TOGETHER, SHARED, WAITED, LAST = HELPERS + 1, HELPERS + 2, FAILED + 1, NEXT + 1
-MAILBOXES = SIZES + _LINE
+MAILBOXES = AHEAD + _LINE
+# Of inputs that helpers multiply ahead (kernels/forward_inputs.py): the group of steps
+# that the calling thread is at, counted from 1, and what is done of each of so many.
+MOST_GROUPS = 4
 # Of each helper: the step to start with, the meeting before it, and of how many.
 _ENTRIES, _ENTRY = MAILBOXES + MOST_HELPERS + 1, 3
 # The last meeting that each thread came to, in a word that it alone writes: two threads
@@ -65,7 +68,8 @@ _SPINS = 40_000
 
 
 @routine
-def _wait_a_little(spins):
+def wait_a_little(spins):
+    """Wait one round of a loop; gives how many rounds those were."""
     if spins < _SPINS:
         rest()
     else:
@@ -95,8 +99,10 @@ def sharing(bodies):
 @routine
 def _call_together(words, function, for_helpers, for_us):
     helpers = words[HELPERS]
-    for word in (FAILED, WAITED, NEXT, LAST, JOINED, ADMITTED):
+    for word in (FAILED, WAITED, NEXT, LAST, JOINED, ADMITTED, NOW):
         words[word] = 0
+    for i in range(MOST_GROUPS):
+        words[AHEAD + i] = 0
     for i in range(helpers + 1):
         words[_MET + i * _APART] = 0
     for i in range(helpers):
@@ -116,7 +122,7 @@ def _wait_for_helpers(words):
         if replace(mailbox, POSTED, SLEEPING) == 0:
             spins = 0
             while load(mailbox) == RUNNING:
-                spins = _wait_a_little(spins)
+                spins = wait_a_little(spins)
 
 
 @routine
@@ -172,7 +178,7 @@ def enter(words, helper, own):
     while abs(admitted) <= me:
         if admitted < 0 or load(at(words, FAILED)) != 0:
             return -1
-        spins = _wait_a_little(spins)
+        spins = wait_a_little(spins)
         admitted = load(at(words, ADMITTED))
     entry = at(words, _ENTRIES + _ENTRY * me)
     step = entry[0]
@@ -260,8 +266,15 @@ def _wait_for_others(words, own):
         while i != own[_ME] and load(met) < own[_MEETING]:
             if load(at(words, FAILED)) != 0:
                 return
-            spins = _wait_a_little(spins)
-    if spins > _SPINS and own[_ME] == 0:
+            spins = wait_a_little(spins)
+    if own[_ME] == 0:
+        note_waiting(words, spins)
+
+
+@routine
+def note_waiting(words, spins):
+    """Note whether the calling thread has waited for so long that others must run."""
+    if spins > _SPINS:
         words[WAITED] = 1
 
 

@@ -203,15 +203,30 @@ def _sums(columns, halves=False):
     t8, t4, t2, t1 = (sum_tile(rows, columns, halves) for rows in (8, 4, 2, 1))
 
     @variant_routine(columns, halves)
-    def sums(m, a, a_row, b, b_k, b_column, K, c, c_row, c_column, later):
+    def sums(
+        m, a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column,
+        later,
+    ):  # fmt: skip
         if m == 8:
-            t8(a, a_row, b, b_k, b_column, K, c, c_row, c_column, later)
+            t8(
+                a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row,
+                c_column, later,
+            )  # fmt: skip
         elif m == 4:
-            t4(a, a_row, b, b_k, b_column, K, c, c_row, c_column, later)
+            t4(
+                a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row,
+                c_column, later,
+            )  # fmt: skip
         elif m == 2:
-            t2(a, a_row, b, b_k, b_column, K, c, c_row, c_column, later)
+            t2(
+                a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row,
+                c_column, later,
+            )  # fmt: skip
         else:
-            t1(a, a_row, b, b_k, b_column, K, c, c_row, c_column, later)
+            t1(
+                a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row,
+                c_column, later,
+            )  # fmt: skip
 
     return sums
 
@@ -222,14 +237,26 @@ add_sums_of_half = _sums(1, True)
 
 
 @routine
-def add_sums(m, columns, a, a_row, b, b_k, b_column, K, c, c_row, c_column, later):
+def add_sums(
+    m, columns, a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row,
+    c_column, later,
+):  # fmt: skip
     """``c += a b`` for m rows and up to 3 vectors, as `sum_tile`."""
     if columns == 3:
-        _sums3(m, a, a_row, b, b_k, b_column, K, c, c_row, c_column, later)
+        _sums3(
+            m, a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column,
+            later,
+        )  # fmt: skip
     elif columns == 2:
-        _sums2(m, a, a_row, b, b_k, b_column, K, c, c_row, c_column, later)
+        _sums2(
+            m, a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column,
+            later,
+        )  # fmt: skip
     else:
-        _sums1(m, a, a_row, b, b_k, b_column, K, c, c_row, c_column, later)
+        _sums1(
+            m, a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column,
+            later,
+        )  # fmt: skip
 
 
 @functools.cache

@@ -67,6 +67,9 @@ def lanes(real: types.Float) -> int:
     return vector_registers()[0] // (real.bitwidth // 8)
 
 
+_START = INDEX(0)
+
+
 class Emitter:
     """Vector loads, stores, broadcasts and chains at the end of one IR block."""
 
@@ -174,14 +177,15 @@ class Emitter:
 
     def chain(
         self, sums, rows, step, columns, column_step, count, later=None,
-        later_step=None, times=1,
+        later_step=None, times=1, first=_START, column_first=_START,
     ):  # fmt: skip
         """``sums[m][n] += rows[m][n][k step] * columns[n][k column_step]``, k < count.
 
-        Gives the new sums; all of them live in registers over the loop. Where columns
-        share a row, the very same value in `rows`, it is loaded once. If `later` is an
-        address, each k asks for a line (`ask_for`) there, `times` of them for the same,
-        then for that later_step numbers further on.
+        Both start `first` and `column_first` numbers further on. Gives the new sums;
+        all of them live in registers over the loop. Where columns share a row, the very
+        same value in `rows`, it is loaded once. If `later` is an address, each k asks
+        for a line (`ask_for`) there, `times` of them for the same, then for that
+        later_step numbers further on.
         """
         builder = self.builder
         before = builder.block
@@ -209,8 +213,8 @@ class Emitter:
         following = builder.add(k, INDEX(1))
         for phi, start, end in [
             (k, INDEX(0), following),
-            (b, INDEX(0), builder.add(b, column_step)),
-            (a, INDEX(0), builder.add(a, step)),
+            (b, column_first, builder.add(b, column_step)),
+            (a, first, builder.add(a, step)),
             *zip(carried, flat, updated, strict=True),
         ]:
             phi.add_incoming(start, before)
