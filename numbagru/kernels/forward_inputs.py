@@ -21,6 +21,7 @@ from numbagru.kernels.team import (
     NOW,
     SHARED,
     TOGETHER,
+    WAITED,
     note_waiting,
     pieces,
     wait_a_little,
@@ -94,16 +95,17 @@ def _items(a):
 
 @section
 def help_with_inputs(a, words, shared, offset):
-    """Multiply items, as a helper, until none is left.
+    """Multiply items, as a helper, until none is left or it kept the caller waiting.
 
     Sums go `offset` numbers behind the start of the memory that the caller shares.
     """
     add(at(words, JOINED), 1)
-    item = add(at(words, NEXT), 1)
-    while item < _items(a):
-        spins = 0
+    while load(at(words, WAITED)) == 0:
+        item = add(at(words, NEXT), 1)
+        if item >= _items(a):
+            return
+        spins, now = 0, load(at(words, NOW))
         # Not before there is memory, nor where the caller has yet to take sums.
-        now = load(at(words, NOW))
         while now == 0 or item // _panels(a) >= now - 1 + MOST_GROUPS:
             if load(at(words, FAILED)) != 0:
                 return
@@ -111,7 +113,6 @@ def help_with_inputs(a, words, shared, offset):
             now = load(at(words, NOW))
         sums = at(numbers_at(shared, words[SHARED]), offset)
         _multiply_item(a, words, item, sums)
-        item = add(at(words, NEXT), 1)
 
 
 @section
