@@ -365,7 +365,8 @@ class Clock:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "calls"), [(0.5, 1), (0.125, 4), (0.03125, 9), (2.0**-20, None)]
+    ("seconds", "calls"),
+    [(4.0, 1), (0.5, 4), (0.125, 4), (0.03125, 9), (2.0**-20, None)],
 )
 def test_measure(seconds, calls, monkeypatch):
     clock = Clock(seconds)
