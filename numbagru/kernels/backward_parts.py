@@ -64,7 +64,7 @@ from numbagru.kernels.team import (
     enter,
     is_first,
     leave,
-    meet,
+    meet_after_much_work,
     next_item,
     share_of,
     team_size,
@@ -231,7 +231,7 @@ def _block_of(reset_after, per_gate, whole_rows):
                         a, w, own, reset_after, per_gate, capacity, samples, onward
                     )  # fmt: skip
                     samples, onward = 0, True
-                    meet(words, own)
+                    meet_after_much_work(words, own)
             step_number += 1
         if stays:
             _enter_rows(a, w, own, b, n, total, -1)

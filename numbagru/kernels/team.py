@@ -65,6 +65,10 @@ OWN_ALIGNED = 2 * OWN
 # work that nobody took the core from: with an eighth of this, new pages for gradients
 # made 5 to 35 % of the calls of large layers go on alone, for half of their time more.
 _SPINS = 40_000
+# After a chunk's gradients of weights, whose new pages threads do not get at the same
+# time: of some 20 backward passes of 1x50x128x1024 in float64 9, and in a second run
+# 18, went on alone, and calls after them too; with so many more 2 (Emerald Rapids).
+_MORE_SPINS = 10 * _SPINS
 
 
 @routine
@@ -185,7 +189,7 @@ def enter(words, helper, own):
     own[_ME] = me
     own[_MEETING] = entry[1]
     own[_SIZE] = entry[2]
-    _wait_for_others(words, own)
+    _wait_for_others(words, own, 0)
     own[_SIZE] = words[SIZES + (step & 1)]
     return step
 
@@ -252,15 +256,25 @@ def ask_for_shared(numbers, count):
 @routine
 def meet(words, own):
     """Wait until all have come here."""
-    if own[_SIZE] > 1:
-        own[_MEETING] += 1
-        store(at(words, _MET + own[_ME] * _APART), own[_MEETING])
-        _wait_for_others(words, own)
+    _meet(words, own, 0)
 
 
 @routine
-def _wait_for_others(words, own):
-    spins = 0
+def meet_after_much_work(words, own):
+    """Wait longer: threads that have written much memory may be milliseconds apart."""
+    _meet(words, own, -_MORE_SPINS)
+
+
+@routine
+def _meet(words, own, spins):
+    if own[_SIZE] > 1:
+        own[_MEETING] += 1
+        store(at(words, _MET + own[_ME] * _APART), own[_MEETING])
+        _wait_for_others(words, own, spins)
+
+
+@routine
+def _wait_for_others(words, own, spins):
     for i in range(own[_SIZE]):
         met = at(words, _MET + i * _APART)
         while i != own[_ME] and load(met) < own[_MEETING]:
