@@ -46,8 +46,8 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
 
     def files():
-        # Not Python's own compiled code, beside a copy of the sources: where a write
-        # reaches the disk a second later, it is written once more.
+        # Not Python's own compiled code beside a copy of the sources, which a second
+        # process once wrote anew.
         return {
             path: path.stat().st_mtime_ns
             for path in tmp_path.rglob("*")
