@@ -131,6 +131,7 @@ def test_import_is_light():
     assert "numbagru" in top
     assert top <= THIRD_PARTY | {"llvmlite", "numbagru"}
     later = {"compat", "forecasting", "machine", "training", "warmup", "__main__"}
+    later |= {"dispatch", "functional", "kernels", "layers"}
     assert not {f"numbagru.{room}" for room in later} & set(loaded)
     assert not {"argparse", "concurrent.futures"} & set(loaded)
 
@@ -142,6 +143,7 @@ def test_every_name_is_there_when_asked_for():
     run("from numbagru import *; Sequential([GRU(2)]); compat.v1.GRU(2)")
     run("import numbagru; numbagru.training.Sequential; numbagru.compat.v2.GRU(2)")
     run("from numbagru import optimizers; optimizers.Adam()")
+    run("import numbagru; numbagru.functional.gru_vjp")
 
 
 def test_no_other_names():
