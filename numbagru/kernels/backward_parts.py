@@ -15,7 +15,7 @@ import functools
 
 import numpy as np
 
-from numbagru._jit import routine, section, variant_routine
+from numbagru._jit import body, routine, section, variant_routine
 from numbagru.gates import (
     D_SECTIONS,
     line,
@@ -284,7 +284,7 @@ def backward_parts(reset_after, per_gate, whole_rows):
     """Make the loop over parts, and in each over its blocks."""
     block = _block_of(reset_after, per_gate, whole_rows)
 
-    @variant_routine(reset_after, per_gate, whole_rows)
+    @variant_routine(reset_after, per_gate, whole_rows, make=body)
     def parts(words, helper, data):
         widest_vectors()
         rows_per_part, act, rec, d_act, d_rec, x = data[:6]

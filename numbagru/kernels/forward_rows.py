@@ -12,7 +12,7 @@ import functools
 
 import numpy as np
 
-from numbagru._jit import routine, section, variant_routine
+from numbagru._jit import body, routine, section, variant_routine
 from numbagru.gates import (
     SECTIONS,
 )
@@ -167,9 +167,9 @@ def _rows_of(reset_after, per_gate, whole_rows, arrays):
     if whole_rows:
         step = make_step_whole_rows(reset_after, per_gate)
     elif reset_after:
-        step = make_step_reset_after(per_gate)
+        step = make_step_reset_after(per_gate, general)
     else:
-        step = make_step_reset_before(per_gate)
+        step = make_step_reset_before(per_gate, general)
 
     @section
     def block(
@@ -247,7 +247,7 @@ def _rows_of(reset_after, per_gate, whole_rows, arrays):
             else:
                 n = 0
 
-    @variant_routine(reset_after, per_gate, whole_rows, general)
+    @variant_routine(reset_after, per_gate, whole_rows, general, make=body)
     def rows(words, helper, data):
         widest_vectors()
         rows, act, rec, x = data[0], data[1], data[2], data[3]

@@ -147,34 +147,11 @@ def give_outputs(a, n, b, t, h, V, active, seen, zeros):
 
 
 @routine
-def _save_gates(
-    a, act, rec, s, size, s_row, s_panel, m, panels, first, b, t, V, active
-):
-    """Keep what the backward pass takes."""
-    compact()
-    width = vector_lanes(a.x)
-    z, r = kept_section(rec, Z, Z_SUM), kept_section(rec, R, R_SUM)
-    hh = kept_section(act, HH, HH_SUM)
-    for q in range(panels):
-        for i in range(m):
-            if not a.masked or active[i] != 0:
-                lane = q * s_panel + i * s_row
-                place = ((b + i) * a.T + t) * 4 * V + first + q * width
-                saved = at(a.saved, place)
-                copy_vector(at(saved, Z * V), at(s, z * size + lane))
-                copy_vector(at(saved, R * V), at(s, r * size + lane))
-                copy_vector(at(saved, HH * V), at(s, hh * size + lane))
-                copy_vector(at(saved, RECURRENT * V), at(s, RECURRENT * size + lane))
-                for gate in range(4):
-                    ask_for(at(saved, (4 * _steps_ahead(V, width) + gate) * V))
-
-
-@routine
 def finish(
-    a, act, rec, own, s, size, s_row, s_panel, m, panels, first_panel, b, t, h, h_new,
-    active, seen, zeros,
+    a, own, s, size, s_row, s_panel, m, panels, first_panel, b, t, h, h_new, active,
+    seen, zeros,
 ):  # fmt: skip
-    """Write what a tile computed: next states, outputs but of a team, what is saved.
+    """Write what a tile computed: next states, and outputs but of a team.
 
     s has sections `size` apart, in them rows s_row and panels s_panel apart. h, h_new,
     active and seen point at the tile's rows; seen is 0 before the first output.
@@ -200,16 +177,37 @@ def finish(
     if a.ending and t == T - 1:
         last, here = at(a.last, first), np.intp(0)
         _give(a, last, U, here, m, panels, b, h_new, V, U - first, active, seen, zeros)
-    if a.saving:
-        if t + 1 < T:
-            for q in range(panels):
-                for i in range(m):
-                    state = at(a.states, ((b + i) * T + t) * V + first + q * width)
-                    copy_vector(state, at(h_new, i * V + q * width))
-                    ask_for(at(state, steps * V))
-        _save_gates(
-            a, act, rec, s, size, s_row, s_panel, m, panels, first, b, t, V, active
-        )
+
+
+@routine
+def save(
+    a, act, rec, s, size, s_row, s_panel, m, panels, first_panel, b, t, h_new, active
+):  # fmt: skip
+    """Keep what the backward pass takes of a tile: gates, and states that go on."""
+    compact()
+    width = vector_lanes(a.x)
+    V = (a.U + width - 1) // width * width
+    first, steps = first_panel * width, _steps_ahead(V, width)
+    z, r = kept_section(rec, Z, Z_SUM), kept_section(rec, R, R_SUM)
+    hh = kept_section(act, HH, HH_SUM)
+    if t + 1 < a.T:
+        for q in range(panels):
+            for i in range(m):
+                state = at(a.states, ((b + i) * a.T + t) * V + first + q * width)
+                copy_vector(state, at(h_new, i * V + q * width))
+                ask_for(at(state, steps * V))
+    for q in range(panels):
+        for i in range(m):
+            if not a.masked or active[i] != 0:
+                lane = q * s_panel + i * s_row
+                place = ((b + i) * a.T + t) * 4 * V + first + q * width
+                saved = at(a.saved, place)
+                copy_vector(at(saved, Z * V), at(s, z * size + lane))
+                copy_vector(at(saved, R * V), at(s, r * size + lane))
+                copy_vector(at(saved, HH * V), at(s, hh * size + lane))
+                copy_vector(at(saved, RECURRENT * V), at(s, RECURRENT * size + lane))
+                for gate in range(4):
+                    ask_for(at(saved, (4 * steps + gate) * V))
 
 
 @routine
@@ -240,7 +238,7 @@ def way_back(x, panels, rows, t):
     return t % 2
 
 
-def make_step_reset_after(per_gate):
+def make_step_reset_after(per_gate, saves):
     """Make a step of a block of n rows: tile by tile, panel by panel.
 
     Sums begin with `starts`, laid out like the bias, and the last F inputs.
@@ -285,18 +283,23 @@ def make_step_reset_after(per_gate):
                     if from_zeros:
                         _add_of_zeros(a, s, size, m, panels, p)
                     step_reset_after(act, rec, s, size, count, U)
+                new = at(rows_new, p * width)
                 finish(
-                    a, act, rec, own, s, size, width, m * width, m, panels, p, b + i, t,
-                    at(rows, p * width), at(rows_new, p * width), at(active, i),
-                    at(seen, i), zeros,
+                    a, own, s, size, width, m * width, m, panels, p, b + i, t,
+                    at(rows, p * width), new, at(active, i), at(seen, i), zeros,
                 )  # fmt: skip
+                if saves and a.saving:
+                    save(
+                        a, act, rec, s, size, width, m * width, m, panels, p, b + i, t,
+                        new, at(active, i),
+                    )  # fmt: skip
                 i += m
             p += panels
 
     return step
 
 
-def make_step_reset_before(per_gate):
+def make_step_reset_before(per_gate, saves):
     """Make a step of a block of n rows: all gates, then the candidates of r * h."""
     sums = step_sums(candidate=False, per_gate=per_gate)
 
@@ -374,11 +377,16 @@ def make_step_reset_before(per_gate):
                     tile = at(scratch, start)
                     if computed:
                         next_state(act, tile, size, count, U)
+                    new = at(rows_new, q * width)
                     finish(
-                        a, act, rec, own, tile, size, width, m * width, m, 1, q, b + i,
-                        t, at(rows, q * width), at(rows_new, q * width), at(active, i),
-                        at(seen, i), zeros,
+                        a, own, tile, size, width, m * width, m, 1, q, b + i, t,
+                        at(rows, q * width), new, at(active, i), at(seen, i), zeros,
                     )  # fmt: skip
+                    if saves and a.saving:
+                        save(
+                            a, act, rec, tile, size, width, m * width, m, 1, q, b + i,
+                            t, new, at(active, i),
+                        )  # fmt: skip
                     start += panel_scratch
                 first += size * SECTIONS
                 i += m

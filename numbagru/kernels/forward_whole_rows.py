@@ -22,6 +22,7 @@ from numbagru.kernels.forward_step import (
     drop_reset_states,
     finish,
     load_states,
+    save,
 )
 from numbagru.kernels.simd import at, copy, most_rows, vector_lanes
 from numbagru.kernels.team import meet, share_of
@@ -96,11 +97,16 @@ def make_step_whole_rows(reset_after, per_gate):
                     p += panels
                 meet(words, own)
                 next_state(act, s, size, count, U)
+            new = at(h_new, row * V)
             finish(
-                a, act, rec, own, s, size, apart, width, rows, P, 0, b + row, t,
-                at(h, row * V), at(h_new, row * V), at(active, row), at(seen, row),
-                zeros,
+                a, own, s, size, apart, width, rows, P, 0, b + row, t, at(h, row * V),
+                new, at(active, row), at(seen, row), zeros,
             )  # fmt: skip
+            if a.saving:
+                save(
+                    a, act, rec, s, size, apart, width, rows, P, 0, b + row, t, new,
+                    at(active, row),
+                )  # fmt: skip
             meet(words, own)
             i += m
 

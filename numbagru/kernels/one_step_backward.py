@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from numbagru._jit import Kernel, routine
+from numbagru._jit import Kernel, body, routine
 from numbagru.gates import (
     D_HH,
     D_SECTIONS,
@@ -88,7 +88,7 @@ def _weight_gradients(n, a, a_k, k, K, d, first_gate, U, width, gradients):
         _add_samples(n, at(a, k), 1, a_k, rows, of_gate, d_k, U, width, target, 3 * U)
 
 
-@routine
+@body
 def _backward_gates(words, helper, data):
     """Compute the gradients of the sums, and of the old states apart from them."""
     act, rec, d_act, d_rec, h0, d_y, d_last, d_state, saved, d, d_h0 = data
@@ -139,7 +139,7 @@ def _bias_gradients(n, one, d, U, width, d_bias):
         )  # fmt: skip
 
 
-@routine
+@body
 def _backward_products(words, helper, data):
     """Multiply the gradients of the sums: vectors of dh, of d_x, rows of weights."""
     x, h0, W, weights, d_sums, d_x, d_h0, d_W, d_weights, d_bias = data

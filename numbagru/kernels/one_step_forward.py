@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from numbagru._jit import Kernel, routine
+from numbagru._jit import Kernel, body, routine
 from numbagru.gates import (
     HH,
     HH_SUM,
@@ -133,7 +133,7 @@ def _sums_of_panels(words, helper, x, h0, W, weights, biases, s, size, apart):
     hold(memory)
 
 
-@routine
+@body
 def _forward_sums(words, helper, data):
     x, h0, W, weights, biases, work = data
     B, U = h0.shape
@@ -155,7 +155,7 @@ def _forward_sums(words, helper, data):
     hold(work)
 
 
-@routine
+@body
 def _forward_gates(words, helper, data):
     """Turn the sums into gates and states, some rows after the other."""
     act, rec, h0, y, last, state, saved, states, work = data

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import numpy as np
 from numba import types
 
-from numbagru._jit import Kernel, routine
+from numbagru._jit import Kernel, body, routine
 from numbagru.kernels import memory
 from numbagru.kernels.call import REAL
 from numbagru.kernels.simd import (
@@ -123,7 +123,7 @@ def transpose(matrix, first_gate, v, vectors):
                 target[u * width + j] = source[j * 3 * U + u]
 
 
-@routine
+@body
 def _pack_all(words, helper, data):
     W, R, bias, packed = data
     F, U, width = W.shape[0], R.shape[0], vector_lanes(W)

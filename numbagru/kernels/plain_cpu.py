@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from numbagru._jit import Kernel, routine
+from numbagru._jit import Kernel, body, routine
 from numbagru.gates import (
     D_HH,
     D_R,
@@ -161,7 +161,7 @@ def _forward_row(
     _copy(h, state[b])
 
 
-@routine
+@body
 def _forward_rows(words, helper, data):
     (
         reset_after, act, rec, x, h0, mask, W, R_, bias, x_drop, h_drop,
@@ -305,7 +305,7 @@ def _backward_row(
     _copy(dh, d_h0[b])
 
 
-@routine
+@body
 def _backward_parts(words, helper, data):
     (
         reset_after, act, rec, d_act, d_rec, x, h0, mask, W, R_, x_drop, h_drop,

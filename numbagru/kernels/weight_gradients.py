@@ -17,7 +17,7 @@ import math
 import numpy as np
 from numba import types
 
-from numbagru._jit import Kernel, routine
+from numbagru._jit import Kernel, body, routine
 from numbagru.kernels import memory
 from numbagru.kernels.backward_arrays import (
     GROUP,
@@ -126,7 +126,7 @@ def _collect_panel(total, F, U, p, groups, d_W, d_R, d_bias, biases, width, adds
     _give_bias(sums, d_bias, biases, U, first, width, adds)
 
 
-@routine
+@body
 def _panels(words, helper, data):
     parts, d_W, d_R, d_bias = data
     width = vector_lanes(parts)
