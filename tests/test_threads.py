@@ -187,6 +187,29 @@ def test_waiting_makes_a_pause(case, claimed):
     assert not claimed
 
 
+@pytest.mark.parametrize("callers", [1, 2, 3, 4])
+def test_other_callers_keep_a_thread_each(callers):
+    crew = threads._Crew(3)
+    crew.idle, crew.helpers = ["one", "another"], ["one", "another"]
+    crew.callers = [None] * callers
+    assert len(crew.claim(2)) == max(0, 3 - callers)
+
+
+def test_a_call_counts_while_it_runs(monkeypatch):
+    crew = threads._Crew(2)
+    monkeypatch.setattr(threads, "_crew", crew)
+    seen = []
+
+    def entry(words):
+        seen.append((len(crew.callers), int(words[team.HELPERS])))
+        if len(seen) == 1:
+            threads.run(entry, (), 2)
+
+    threads.run(entry, (), 2)
+    assert seen == [(1, 1), (2, 0)]
+    assert not crew.callers
+
+
 def test_pauses_grow_with_each_wait_and_are_forgotten(monkeypatch):
     now = [1.0]
     monkeypatch.setattr(threads.time, "monotonic", lambda: now[0])

@@ -69,14 +69,13 @@ def step_tile(rows: int, panels: int, candidate: bool, per_gate: bool) -> Any:
                 if not per_gate:
                     starts = emit.row_starts(base, stride, rows)
                     return [[start] * (gates * panels) for start in starts]
-                # Too many for registers: LLVM may derive one from the other.
-                gate_starts = [
-                    emit.move(base, emit.times(gate_stride, g)) for g in range(gates)
-                ]
+                # A base for each row, an index for each gate: registers do not take a
+                # pointer for both, and to load it again took as long as the multiply-
+                # adds (32x100x32x128 with recurrent dropout 2.14 ms instead of 1.97).
+                offsets = [emit.times(gate_stride, g) for g in range(gates)]
                 return [
-                    [emit.move(start, emit.times(stride, m)) for start in gate_starts]
-                    * panels
-                    for m in range(rows)
+                    [(start, offset) for offset in offsets] * panels
+                    for start in emit.row_starts(base, stride, rows)
                 ]
 
             def columns(base, gates):

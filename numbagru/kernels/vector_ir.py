@@ -169,11 +169,12 @@ class Emitter:
         of a tile of one vector (92 GFLOP/s instead of 102).
         """
         starts = [self.move(base, self.times(stride, m)) for m in range(rows)]
-        kind = ir.FunctionType(base.type, [base.type])
-        return [
-            self.builder.asm(kind, "", "=r,0", [start], side_effect=False)
-            for start in starts
-        ]
+        return [self.hidden(start) for start in starts]
+
+    def hidden(self, value):
+        """Give a value of which LLVM does not see how it comes about."""
+        kind = ir.FunctionType(value.type, [value.type])
+        return self.builder.asm(kind, "", "=r,0", [value], side_effect=False)
 
     def chain(
         self, sums, rows, step, columns, column_step, count, later=None,
@@ -183,7 +184,8 @@ class Emitter:
 
         Both start `first` and `column_first` numbers further on. Gives the new sums;
         all of them live in registers over the loop. Where columns share a row, the very
-        same value in `rows`, it is loaded once. If `later` is an address, each k asks
+        same value in `rows`, it is loaded once; a pair there is a place and numbers to
+        add to the step's. If `later` is an address, each k asks
         for a line (`ask_for`) there, `times` of them for the same, then for that
         later_step numbers further on.
         """
@@ -201,12 +203,15 @@ class Emitter:
         if later is not None:
             line = builder.udiv(k, INDEX(times))
             self.ask_for(self.move(later, builder.mul(line, later_step)))
-        updated = []
+        updated, indices = [], {None: a}
         for m, starts in enumerate(rows):
             values = {}
             for n, (start, vector) in enumerate(zip(starts, vectors, strict=True)):
                 if start not in values:
-                    loaded = builder.load(self.move(start, a))
+                    place, offset = start if isinstance(start, tuple) else (start, None)
+                    if offset not in indices:
+                        indices[offset] = self.hidden(builder.add(a, offset))
+                    loaded = builder.load(self.move(place, indices[offset]))
                     values[start] = self.broadcast(loaded)
                 total = carried[m * len(vectors) + n]
                 updated.append(builder.call(self.fma, [values[start], vector, total]))
