@@ -23,6 +23,7 @@ _SEED_LIMIT = 2**32
 # One lock for all generators: generators stay picklable, and a draw is too short to
 # be worth a lock of its own.
 _next_lock = threading.Lock()
+_ONE_DRAW = np.array([0, 1], np.uint32)
 
 
 def draw_seed() -> int:
@@ -79,7 +80,7 @@ class SeedGenerator:
         """Return the state, uint32 `[seed, counter]`, and advance the counter."""
         with _next_lock:
             state = self._state
-            self._state = state + np.array([0, 1], np.uint32)
+            self._state = state + _ONE_DRAW
         return state.copy()
 
     def get_config(self) -> dict[str, Any]:
