@@ -191,7 +191,7 @@ def test_waiting_makes_a_pause(case, claimed):
 def test_other_callers_keep_a_thread_each(callers):
     crew = threads._Crew(3)
     crew.idle, crew.helpers = ["one", "another"], ["one", "another"]
-    crew.callers = [None] * callers
+    crew.callers = dict.fromkeys(range(callers))
     assert len(crew.claim(2)) == max(0, 3 - callers)
 
 
@@ -203,7 +203,9 @@ def test_a_call_counts_while_it_runs(monkeypatch):
     def entry(words):
         seen.append((len(crew.callers), int(words[team.HELPERS])))
         if len(seen) == 1:
-            threads.run(entry, (), 2)
+            other = threading.Thread(target=threads.run, args=(entry, (), 2))
+            other.start()
+            other.join()
 
     threads.run(entry, (), 2)
     assert seen == [(1, 1), (2, 0)]

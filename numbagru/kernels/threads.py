@@ -120,7 +120,8 @@ class _Crew:
         self.helpers: list[_Helper] = []
         self.lock = threading.Lock()
         self.spare: list[np.ndarray] = []
-        self.callers: list[None] = []  # one each; appending and popping are atomic
+        # By thread: one that was interrupted before it left is not counted twice.
+        self.callers: dict[int, None] = {}
         self.together_from = 0.0  # on the monotonic clock
         self.pause = _SHORTEST_PAUSE
 
@@ -267,7 +268,8 @@ def run(
         entry(*arguments, NOBODY)
         return True
     crew = _crew
-    crew.callers.append(None)
+    caller = threading.get_ident()
+    crew.callers[caller] = None
     try:
         helpers = []
         if not together or time.monotonic() >= crew.together_from:
@@ -277,7 +279,7 @@ def run(
             return False
         return _run_with(crew, helpers, entry, arguments, together)
     finally:
-        crew.callers.pop()
+        crew.callers.pop(caller, None)
 
 
 def _run_with(
