@@ -70,7 +70,7 @@ __all__ = [
 ]
 
 # Where names come from that are imported when they are first asked for. Layers and
-# kernels take 0.05 s beside Numba's 0.2 s, which not all programs need.
+# kernels take 0.04 s beside Numba's 0.2 s, which not all programs need.
 _MODULES = (
     "activations",
     "compat",

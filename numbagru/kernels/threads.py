@@ -30,8 +30,8 @@ from numbagru.kernels import team
 from numbagru.kernels.simd import pointer
 
 WORD_ARRAY = types.Array(types.int64, 1, "C")
-# Seconds until a helper without work goes to sleep, from which waking it takes 50 to
-# 100 µs. Between two calls of a layer with recurrent dropout its masks are drawn: with
+# Seconds until a helper without work goes to sleep, from which waking it takes 40 to
+# 130 µs. Between two calls of a layer with recurrent dropout its masks are drawn: with
 # a patience of 75 µs 64x50x8x32 took 0.37 ms instead of 0.30 (Emerald Rapids).
 _PATIENCE = 2e-4
 # Seconds without working together after helpers have kept a caller waiting, which takes
@@ -56,7 +56,7 @@ _SERVE = Kernel(_serve, lambda: (WORD_ARRAY, types.int64))
 
 @functools.cache
 def _patience() -> int:
-    """Count the rounds of `team.serve` in that time: 15 ns each on some CPUs, or 45."""
+    """Count the rounds of `team.serve` in that time, 15 ns each or 25 (Zen 4)."""
     mailbox, rounds, times = np.zeros(team.MAILBOX, np.int64), 1000, []
     for _ in range(3):
         start = time.perf_counter()
