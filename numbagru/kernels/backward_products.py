@@ -29,6 +29,7 @@ from numbagru.kernels.tiles import (
     continue_sums,
     continue_sums_of_gates,
     panels_alone,
+    sums_at_once,
     tile_rows,
     write_vector,
 )
@@ -54,8 +55,7 @@ def _add_rows(
     """
     v = first
     while v < stop:
-        left = stop - v
-        columns = 3 if left >= 3 and left != 4 else min(left, 2)
+        columns = sums_at_once(n, stop - v)
         at_once = parts if K < _LONG else 1
         for part in range(0, parts, at_once):
             sums, weights = at(a, part * a_part), at(b, v * b_column + part * b_part)

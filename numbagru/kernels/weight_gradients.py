@@ -43,6 +43,8 @@ _MOST_PARTS = 64
 _PART_BYTES = 32 * 2**20
 # So many samples (rows x steps) to a part, where that leaves so many parts.
 _FEWEST_SAMPLES, _FEWEST_PARTS = 64, 16
+# Half of a second-level cache of 1 MiB.
+_NEAR_BYTES = 2**19
 
 
 @functools.lru_cache
@@ -50,14 +52,17 @@ def rows_per_part(B: int, T: int, F: int, U: int, itemsize: int) -> int:
     """Rows whose weight gradients are one partial sum: a function of shapes alone.
 
     Eight rows fill a tile; wide layers take more, because every part reads all the
-    weights; some rows are split in two so that two threads have work. The rows of one
-    tile stay together where threads can share its units (8 rows of 256 units: 2.6 ms
-    for 50 steps on two threads, 3.5 in two parts; of 64 units 0.63 against 0.45), and
-    so do few samples of wide layers. A part of few steps takes more rows: adding up the
-    parts is most of the work there (64 rows, one step, 256 units: 0.36 ms as one part,
-    0.55 as two).
+    weights; some rows are split in two so that two threads have work. Those of one tile
+    stay together where threads do better to share its units: of weights that do not fit
+    into half of a second-level cache (8 rows of 256 units: 2.6 ms for 50 steps on two
+    threads, 3.5 in two parts, Zen 4; but 2 rows of 128 units 23 and 16 for 5000 steps,
+    8 rows 1.43 and 0.82 for 100, Emerald Rapids), and of few samples (2 rows of 64
+    units: 0.025 and 0.05 for 10 steps, 0.15 and 0.12 for 100). So do few samples of
+    wide layers. A part of few steps takes more rows: adding up the parts is most of the
+    work there (64 rows, one step, 256 units: 0.36 ms as one part, 0.55 as two).
     """
-    together = 8 if U >= 128 else 2
+    near = 3 * U * U * itemsize <= _NEAR_BYTES and B * T >= 2 * _FEWEST_SAMPLES
+    together = 1 if near else 8 if U >= 128 else 2
     few = U >= 128 and 0 < B * T <= _FEWEST_SAMPLES
     if together >= B or few:
         return max(1, B)
