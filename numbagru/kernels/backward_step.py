@@ -24,7 +24,7 @@ from numbagru.kernels.backward_tile import (
     clear_masked,
     emit_factor,
     emit_states_per_gate,
-    emit_sum,
+    emit_sums,
     keep_dh,
     load_gates,
     load_states,
@@ -63,6 +63,7 @@ def make_step_reset_after(per_gate, whole_rows):
     With `whole_rows`, for activations that take all units of a row, row by row.
     """
     part, tile = _rows_and_panels(whole_rows)
+    emit_all = emit_sums(0, 4)
 
     @section
     def step(a, w, act, rec, d_act, d_rec, words, own, e, b, n, t, first, capacity):
@@ -87,8 +88,7 @@ def make_step_reset_after(per_gate, whole_rows):
                     clear_masked(
                         a, s, size, b, i, m, t, (D_HH, D_Z, D_R, D_RECURRENT, H)
                     )
-                    for gate in range(4):
-                        emit_sum(a, w, s, size, e, gate, i, m, p + q, first, capacity)
+                    emit_all(a, w, s, size, e, i, m, p + q, first, capacity)
                     keep_dh(a, w, s, size, b, i, m, p + q, t)
                     if per_gate:
                         emit_states_per_gate(
@@ -106,6 +106,7 @@ def make_step_reset_after(per_gate, whole_rows):
 def make_step_reset_before(per_gate, whole_rows):
     """Make the part of a step before the products with the weights of z and r."""
     part, tile = _rows_and_panels(whole_rows)
+    emit_candidate, emit_gates = emit_sums(0, 1), emit_sums(1, 3)
 
     @section
     def step(a, w, act, rec, d_act, d_rec, words, own, e, b, n, t, first, capacity):
@@ -130,7 +131,7 @@ def make_step_reset_before(per_gate, whole_rows):
                 for q in range(panels):
                     s = at(w.s, q * width)
                     clear_masked(a, s, size, b, i, m, t, (D_HH, RECURRENT))
-                    emit_sum(a, w, s, size, e, 0, i, m, p + q, first, capacity)
+                    emit_candidate(a, w, s, size, e, i, m, p + q, first, capacity)
                     emit_factor(
                         a, w, s, size, RECURRENT, i, m, p + q, inner_group, first,
                         capacity,
@@ -163,8 +164,7 @@ def make_step_reset_before(per_gate, whole_rows):
                 for q in range(panels):
                     s = at(w.s, q * width)
                     clear_masked(a, s, size, b, i, m, t, (D_Z, D_R, H))
-                    for gate in range(1, 3):
-                        emit_sum(a, w, s, size, e, gate, i, m, p + q, first, capacity)
+                    emit_gates(a, w, s, size, e, i, m, p + q, first, capacity)
                     keep_dh(a, w, s, size, b, i, m, p + q, t)
                     if per_gate:
                         emit_states_per_gate(

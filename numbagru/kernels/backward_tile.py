@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from numbagru._jit import routine
+import functools
+
+from numbagru._jit import routine, variant_routine
 from numbagru.gates import D_HH, D_RECURRENT, D, H
 from numbagru.kernels.backward_arrays import GROUP, counts, rounded_up, steps_ahead
 from numbagru.kernels.forward_arrays import row_of
@@ -10,11 +12,11 @@ from numbagru.kernels.simd import (
     ask_for,
     at,
     copy_eight,
+    copy_some,
     copy_vector,
     take_eight,
     vector_lanes,
 )
-from numbagru.kernels.tiles import write_vector
 
 
 @routine
@@ -98,17 +100,32 @@ def clear_masked(a, s, size, b, i, m, t, sections):
                         s[section * size + r * width + j] = 0
 
 
-@routine
-def emit_sum(a, w, s, size, e, gate, i, m, p, first, capacity):
-    """Hand the gradient of one sum to the step's and the chunk's products."""
-    width = vector_lanes(a.x)
-    U = a.U
-    for r in range(m):
-        source = at(s, (D_HH + gate) * size + r * width)
-        sample = (p * capacity + first + i + r) * 4 + gate
-        copy_vector(at(w.d, sample * width), source)
-        target = at(e, (i + r) * w.e_row + gate * U + p * width)
-        write_vector(target, source, width, U - p * width)
+@functools.cache
+def emit_sums(gate, stop):
+    """Make what hands the gradients of some gates' sums to the products.
+
+    To those of the step, and of the chunk. For all gates at once: addresses take as
+    long as copies.
+    """
+
+    @variant_routine(gate, stop)
+    def emit(a, w, s, size, e, i, m, p, first, capacity):
+        width = vector_lanes(a.x)
+        left = a.U - p * width
+        for r in range(m):
+            sums = at(w.d, (p * capacity + first + i + r) * 4 * width)
+            rows = at(e, (i + r) * w.e_row + p * width)
+            sources = at(s, D_HH * size + r * width)
+            for g in range(gate, stop):
+                copy_vector(at(sums, g * width), at(sources, g * size))
+            if left >= width:
+                for g in range(gate, stop):
+                    copy_vector(at(rows, g * a.U), at(sources, g * size))
+            else:
+                for g in range(gate, stop):
+                    copy_some(at(rows, g * a.U), at(sources, g * size), left)
+
+    return emit
 
 
 @routine
