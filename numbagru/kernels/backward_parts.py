@@ -39,7 +39,11 @@ from numbagru.kernels.backward_products import (
     input_gradient_per_gate,
 )
 from numbagru.kernels.backward_step import make_step_reset_after, make_step_reset_before
-from numbagru.kernels.backward_tile import pack_inputs, pack_inputs_per_gate
+from numbagru.kernels.backward_tile import (
+    pack_inputs,
+    pack_inputs_per_gate,
+    takes_all_before,
+)
 from numbagru.kernels.forward_arrays import row_of
 from numbagru.kernels.record import record
 from numbagru.kernels.simd import (
@@ -201,7 +205,8 @@ def _block_of(reset_after, per_gate, whole_rows):
             e = at(w.e, slot * total * w.e_row)
             if step_number >= start:
                 n = _enter_rows(a, w, own, b, n, total, t)
-                _take_output_gradients(a, w, own, b, 0, n, t)
+                if takes_all_before(a, t):
+                    _take_output_gradients(a, w, own, b, 0, n, t)
                 if is_first(own) and per_gate:
                     pack_inputs_per_gate(a, w, b, n, t, samples, capacity)
                 elif is_first(own):

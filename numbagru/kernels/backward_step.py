@@ -85,9 +85,9 @@ def make_step_reset_after(per_gate, whole_rows):
                 d_step_reset_after(act, rec, d_act, d_rec, w.s, size, count, U)
                 for q in range(panels):
                     s = at(w.s, q * width)
-                    clear_masked(
-                        a, s, size, b, i, m, t, (D_HH, D_Z, D_R, D_RECURRENT, H)
-                    )
+                    if a.masked:
+                        sections = D_HH, D_Z, D_R, D_RECURRENT, H
+                        clear_masked(a, s, size, b, i, m, t, sections)
                     emit_all(a, w, s, size, e, i, m, p + q, first, capacity)
                     keep_dh(a, w, s, size, b, i, m, p + q, t)
                     if per_gate:
@@ -130,7 +130,8 @@ def make_step_reset_before(per_gate, whole_rows):
                 d_next_state(act, rec, d_act, w.s, size, count, U)
                 for q in range(panels):
                     s = at(w.s, q * width)
-                    clear_masked(a, s, size, b, i, m, t, (D_HH, RECURRENT))
+                    if a.masked:
+                        clear_masked(a, s, size, b, i, m, t, (D_HH, RECURRENT))
                     emit_candidate(a, w, s, size, e, i, m, p + q, first, capacity)
                     emit_factor(
                         a, w, s, size, RECURRENT, i, m, p + q, inner_group, first,
@@ -163,7 +164,8 @@ def make_step_reset_before(per_gate, whole_rows):
                 d_gates_reset_before(rec, d_rec, w.s, size, count, U)
                 for q in range(panels):
                     s = at(w.s, q * width)
-                    clear_masked(a, s, size, b, i, m, t, (D_Z, D_R, H))
+                    if a.masked:
+                        clear_masked(a, s, size, b, i, m, t, (D_Z, D_R, H))
                     emit_gates(a, w, s, size, e, i, m, p + q, first, capacity)
                     keep_dh(a, w, s, size, b, i, m, p + q, t)
                     if per_gate:

@@ -9,6 +9,7 @@ from numbagru.gates import D_HH, D_RECURRENT, D, H
 from numbagru.kernels.backward_arrays import GROUP, counts, rounded_up, steps_ahead
 from numbagru.kernels.forward_arrays import row_of
 from numbagru.kernels.simd import (
+    add_some,
     ask_for,
     at,
     copy_eight,
@@ -53,6 +54,15 @@ def pack_inputs_per_gate(a, w, b, n, t, first, capacity):
 
 
 @routine
+def takes_all_before(a, t):
+    """Whether all gradients of a step's outputs are added before its tiles.
+
+    Otherwise tiles do it: there are just those of the sequence, and no mask.
+    """
+    return a.masked or (a.has_d_last and t == a.T - 1)
+
+
+@routine
 def load_gates(a, s, size, b, i, m, p, t):
     """Bring what was saved of a panel's gates into scratch."""
     width = vector_lanes(a.x)
@@ -71,33 +81,37 @@ def load_states(a, w, s, size, b, i, m, p, t):
     width = vector_lanes(a.x)
     T, U = a.T, a.U
     V = rounded_up(U, width)
-    first = p * width
-    for r in range(m):
-        slot = b + i + r
-        lane = r * width
-        h = at(s, H * size + lane)
-        if t > 0:
-            old = at(a.states, (slot * T + t - 1) * V + first)
-            copy_vector(h, old)
-            ask_for(at(old, -steps_ahead(V) * V))
-        else:
-            row = row_of(a, slot)
+    first, ahead = p * width, steps_ahead(V)
+    states, d = at(s, H * size), at(s, D * size)
+    if t > 0:
+        for r in range(m):
+            old = at(a.states, ((b + i + r) * T + t - 1) * V + first)
+            copy_vector(at(states, r * width), old)
+            ask_for(at(old, -ahead * V))
+    else:
+        for r in range(m):
+            row = row_of(a, b + i + r)
             for j in range(width):
                 u = first + j
-                h[j] = a.h0[row * U + u] if u < U else 0
-        copy_vector(at(s, D * size + lane), at(w.dh, (i + r) * V + first))
+                states[r * width + j] = a.h0[row * U + u] if u < U else 0
+    for r in range(m):
+        copy_vector(at(d, r * width), at(w.dh, (i + r) * V + first))
+    if a.has_d_y and not takes_all_before(a, t):
+        for r in range(m):
+            d_y = at(a.d_y, (b + i + r) * a.d_y_row + t * a.d_y_step + first)
+            add_some(at(d, r * width), d_y, U - first)
+            ask_for(at(d_y, -ahead * a.d_y_step))
 
 
 @routine
 def clear_masked(a, s, size, b, i, m, t, sections):
     """Zero the gradients and factors of a panel's masked rows."""
     width = vector_lanes(a.x)
-    if a.masked:
-        for r in range(m):
-            if not counts(a, b + i + r, t):
-                for section in sections:
-                    for j in range(width):
-                        s[section * size + r * width + j] = 0
+    for r in range(m):
+        if not counts(a, b + i + r, t):
+            for section in sections:
+                for j in range(width):
+                    s[section * size + r * width + j] = 0
 
 
 @functools.cache
