@@ -128,3 +128,20 @@ def polynomial(single: Sequence[float], double: Sequence[float]) -> Any:
         return x(x), codegen
 
     return horner
+
+
+@intrinsic
+def widest_vectors(typingctx: Any) -> Any:
+    """Have LLVM vectorise the loops of this function with whole registers.
+
+    For Intel's server CPUs it takes half of one by itself, and then the gates of a step
+    take 82 cycles per vector instead of 47. Where none is so wide, it takes the widest.
+    """
+
+    def codegen(context, builder, signature, args):
+        # llvmlite's own `add` knows no attributes with values.
+        attributes = builder.function.attributes
+        set.add(attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.void(), codegen

@@ -22,6 +22,7 @@ from numba.extending import (
 from numbagru._jit import OPTIONS
 from numbagru.activations.formulas import LONG, OF_INPUT, SCALAR
 from numbagru.activations.rows import ROWWISE
+from numbagru.scalar import widest_vectors
 
 
 def evaluate(act, x):
@@ -125,6 +126,7 @@ def _apply_rows(act, s, start, count, n, block):
     row = ROWWISE[act.activation][0]
 
     def rows(act, s, start, count, n, block):
+        widest_vectors()
         room = (n + block - 1) // block * block
         for i in range(start, start + count, room):
             row(s, i, n, room)
@@ -139,6 +141,7 @@ def _chain_rows(act, s, v, g, count, n, block):
     row = ROWWISE[act.activation][1]
 
     def rows(act, s, v, g, count, n, block):
+        widest_vectors()
         room = (n + block - 1) // block * block
         for i in range(0, count, room):
             row(s, v + i, g + i, n, room)

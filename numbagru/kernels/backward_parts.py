@@ -57,7 +57,6 @@ from numbagru.kernels.simd import (
     pointer,
     tile_size,
     vector_lanes,
-    widest_vectors,
 )
 from numbagru.kernels.team import (
     OWN,
@@ -75,6 +74,7 @@ from numbagru.kernels.team import (
     turn,
 )
 from numbagru.kernels.weight_gradients import give_biases, unpacked_parts
+from numbagru.scalar import widest_vectors
 
 # A chunk's samples fit into a quarter of a 1 MiB second-level cache, where the weights
 # are too, within these bounds: all gradients of wide layers are fetched from further

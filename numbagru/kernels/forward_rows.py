@@ -55,7 +55,6 @@ from numbagru.kernels.simd import (
     pointer,
     tile_size,
     vector_lanes,
-    widest_vectors,
 )
 from numbagru.kernels.team import (
     MOST_GROUPS,
@@ -75,6 +74,7 @@ from numbagru.kernels.team import (
     team_size,
     turn,
 )
+from numbagru.scalar import widest_vectors
 
 
 @routine

@@ -207,24 +207,6 @@ def clear(typingctx: Any, target: Any, count: Any) -> Any:
 
 
 @intrinsic
-def widest_vectors(typingctx: Any) -> Any:
-    """Have LLVM vectorise the loops of this function with whole registers.
-
-    For Intel's server CPUs it takes half of one by itself, and then the gates of a step
-    take 82 cycles per vector instead of 47.
-    """
-
-    def codegen(context, builder, signature, args):
-        bits = 8 * vector_registers()[0]
-        # llvmlite's own `add` knows no attributes with values.
-        attributes = builder.function.attributes
-        set.add(attributes, f'"prefer-vector-width"="{bits}"')
-        return context.get_dummy_value()
-
-    return types.void(), codegen
-
-
-@intrinsic
 def compact(typingctx: Any) -> Any:
     """Have LLVM neither unroll the loops of this function nor split them by cases."""
 
