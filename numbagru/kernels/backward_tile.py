@@ -146,18 +146,18 @@ def emit_sums(gate, stop):
 def emit_factor(a, w, s, size, section, i, m, p, group, first, capacity):
     """Hand old states, or r * h, to the chunk's products, in groups of eight units."""
     width = vector_lanes(a.x)
-    for r in range(m):
-        source = at(s, section * size + r * width)
-        sample = first + i + r
-        if width >= GROUP:
-            for k in range(width // GROUP):
-                g = group + p * (width // GROUP) + k
-                target = at(w.a, (g * capacity + sample) * GROUP)
-                copy_eight(target, at(source, k * GROUP))
-        else:
-            g, rest = group + p * width // GROUP, p * width % GROUP
-            target = at(w.a, (g * capacity + sample) * GROUP + rest)
-            copy_vector(target, source)
+    source, sample = at(s, section * size), first + i
+    if width >= GROUP:
+        g = group + p * (width // GROUP)
+        for k in range(width // GROUP):
+            target = at(w.a, ((g + k) * capacity + sample) * GROUP)
+            for r in range(m):
+                copy_eight(at(target, r * GROUP), at(source, r * width + k * GROUP))
+    else:
+        g, rest = group + p * width // GROUP, p * width % GROUP
+        target = at(w.a, (g * capacity + sample) * GROUP + rest)
+        for r in range(m):
+            copy_vector(at(target, r * GROUP), at(source, r * width))
 
 
 @routine
@@ -184,7 +184,7 @@ def keep_dh(a, w, s, size, b, i, m, p, t):
     """Take the gradient of the old states from scratch; masked rows keep theirs."""
     width = vector_lanes(a.x)
     V = rounded_up(a.U, width)
+    source, target = at(s, D * size), at(w.dh, i * V + p * width)
     for r in range(m):
         if counts(a, b + i + r, t):
-            source = at(s, D * size + r * width)
-            copy_vector(at(w.dh, (i + r) * V + p * width), source)
+            copy_vector(at(target, r * V), at(source, r * width))
