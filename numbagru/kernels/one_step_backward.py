@@ -41,11 +41,11 @@ _WEIGHT_ROWS = 16
 
 @routine
 def _add_transposed(
-    n, a, a_row, matrix, first_gate, v, columns, parts, scratch, c, c_row
+    n, a, a_row, matrix, first_gate, v, columns, parts, scratch, c, c_row, onward
 ):
     """``c += a b`` for vectors of the transpose of a matrix whose gates start there.
 
-    In so many parts, each summed up from zero.
+    Or ``c = a b``. In so many parts, each summed up from zero.
     """
     width, K = vector_lanes(matrix), matrix.shape[1]
     for q in range(columns):
@@ -56,7 +56,8 @@ def _add_transposed(
         part = K // parts
         add_sums(
             m, columns, at(a, i * a_row), a_row, part, scratch, width, K * width,
-            part * width, parts, part, at(c, i * c_row), c_row, width, scratch,
+            part * width, parts, part, at(c, i * c_row), c_row, width, onward,
+            scratch,
         )  # fmt: skip
         i += m
 
@@ -165,14 +166,15 @@ def _backward_products(words, helper, data):
             columns = min(MOST_COLUMNS, U // width - v)
             _add_transposed(
                 B, at(d, U), d_row, weights, 0, v, columns, 3, scratch,
-                at(pointer(d_h0), v * width), U,
+                at(pointer(d_h0), v * width), U, True,
             )  # fmt: skip
         elif item < of_kernel:
             v = (item - states) * MOST_COLUMNS
             columns = min(MOST_COLUMNS, pieces(F, width) - v)
             row = columns * width
-            clear(inputs, B * row)
-            _add_transposed(B, d, d_row, W, 2, v, columns, 1, scratch, inputs, row)
+            _add_transposed(
+                B, d, d_row, W, 2, v, columns, 1, scratch, inputs, row, False
+            )
             count = min(row, F - v * width)
             for b in range(B):
                 target = at(pointer(d_x), b * (d_x.strides[0] // x.itemsize))

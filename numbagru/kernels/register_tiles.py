@@ -189,33 +189,38 @@ def product_tile(rows: int, columns: int) -> Any:
 
 @functools.cache
 def sum_tile(rows: int, columns: int, halves: bool = False) -> Any:
-    """Make the tile of sums of products that are added to what is there.
+    """Make the tile of sums of products that are added to what is there, or to zero.
 
     ``tile(a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column,
-    later)``: ``c[m c_row + n c_column] += sum_k a[m a_row + p a_part + k] b[k b_k + n
-    b_column + p b_part]`` for each of the `parts` p, one after the other, each summed
-    up from zero. With `halves`, vectors are half of a register. The largest tile asks
-    for K lines from `later` on, b_k apart.
+    onward, later)``: ``c[m c_row + n c_column] += sum_k a[m a_row + p a_part + k]
+    b[k b_k + n b_column + p b_part]`` for each of the `parts` p, one after the other,
+    each summed up from zero. Without `onward`, c is 0 before. With `halves`, vectors
+    are half of a register. The largest tile asks for K lines from `later` on, b_k
+    apart.
     """
 
     @intrinsic
     def tile(
         typingctx, a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row,
-        c_column, later,
+        c_column, onward, later,
     ):  # fmt: skip
         real = a.dtype
         n = types.intp
-        signature = types.void(a, n, n, a, n, n, n, n, n, a, n, n, a)
+        signature = types.void(
+            a, n, n, a, n, n, n, n, n, a, n, n, types.boolean, a
+        )  # fmt: skip
         width = lanes(real) // (2 if halves else 1)
 
         def emit_body(builder, args):
             a, a_row, a_part, b, b_k, b_column, b_part, parts, K = args[:9]
-            c, c_row, c_column, later = args[9:]
+            c, c_row, c_column, onward, later = args[9:]
             emit = Emitter(builder, real, width)
             targets = _spots(emit, c, rows, c_row, columns, c_column, INDEX(0))
             zero = ir.Constant(emit.vector, None)
             starts = emit.row_starts(a, a_row, rows)
             with cgutils.for_range(builder, parts) as loop:
+                later_part = builder.icmp_signed(">", loop.index, INDEX(0))
+                begun = builder.or_(onward, later_part)
                 sums = emit.chain(
                     [[zero] * columns] * rows,
                     [[start] * columns for start in starts],
@@ -229,7 +234,8 @@ def sum_tile(rows: int, columns: int, halves: bool = False) -> Any:
                 )
                 for row, values in zip(targets, sums, strict=True):
                     for spot, value in zip(row, values, strict=True):
-                        emit.store(builder.fadd(emit.load(spot), value), spot)
+                        before = builder.select(begun, emit.load(spot), zero)
+                        emit.store(builder.fadd(before, value), spot)
 
         name = f"numbagru.sums.{rows}x{columns}.{real}x{width}"
         return signature, _apart(name, emit_body)

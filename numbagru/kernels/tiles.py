@@ -205,27 +205,27 @@ def _sums(columns, halves=False):
     @variant_routine(columns, halves)
     def sums(
         m, a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column,
-        later,
+        onward, later,
     ):  # fmt: skip
         if m == 8:
             t8(
                 a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row,
-                c_column, later,
+                c_column, onward, later,
             )  # fmt: skip
         elif m == 4:
             t4(
                 a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row,
-                c_column, later,
+                c_column, onward, later,
             )  # fmt: skip
         elif m == 2:
             t2(
                 a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row,
-                c_column, later,
+                c_column, onward, later,
             )  # fmt: skip
         else:
             t1(
                 a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row,
-                c_column, later,
+                c_column, onward, later,
             )  # fmt: skip
 
     return sums
@@ -240,33 +240,33 @@ add_sums_of_half = _sums(1, True)
 @routine
 def add_sums(
     m, columns, a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row,
-    c_column, later,
+    c_column, onward, later,
 ):  # fmt: skip
     """``c += a b`` for m rows and up to 3 vectors, or a row and 4 or 8: `sum_tile`."""
     if columns == 8:
         _sums_of_eight(
             a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column,
-            later,
+            onward, later,
         )  # fmt: skip
     elif columns == 4:
         _sums_of_four(
             a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column,
-            later,
+            onward, later,
         )  # fmt: skip
     elif columns == 3:
         _sums3(
             m, a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column,
-            later,
+            onward, later,
         )  # fmt: skip
     elif columns == 2:
         _sums2(
             m, a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column,
-            later,
+            onward, later,
         )  # fmt: skip
     else:
         _sums1(
             m, a, a_row, a_part, b, b_k, b_column, b_part, parts, K, c, c_row, c_column,
-            later,
+            onward, later,
         )  # fmt: skip
 
 
