@@ -240,6 +240,24 @@ def test_a_row_alone_goes_through_its_weights_back_and_forth(F, U):
         same([later], [together[-1][one]])
 
 
+# Rows alone, eight steps at a time, and more; two and four vectors of 32 or 64 bytes.
+@pytest.mark.parametrize(("B", "T", "F"), [(1, 21, 32), (2, 9, 16), (9, 5, 32)])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("backwards", [False, True])
+def test_gradients_of_inputs_of_whole_vectors(B, T, F, variant, backwards):
+    """They are written where they belong, but under a mask, through scratch."""
+    problem = Problem(B + 1, T, F, 9, variant, "auto", True, seed=0)
+    problem.config = problem.config_of(go_backwards=backwards)
+    problem.mask[:B] = True
+    problem.mask[B, 0] = False
+    # Without a mask they are added in another order.
+    problem.d[0][:] = 0
+    expected = problem.gradients()
+    problem.mask = None
+    found = problem.gradients(slice(B))
+    same(found[:2], [array[:B] for array in expected[:2]])
+
+
 def bits(array):
     """See zeros of both signs as what they are; any NaN is as good as another."""
     whole = array.view(f"i{array.itemsize}").copy()
