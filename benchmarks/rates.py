@@ -28,6 +28,7 @@ from numbagru.gates import (
 from numbagru.kernels import team
 from numbagru.kernels.call import REAL, activations
 from numbagru.kernels.simd import at, copy, hold, pointer
+from numbagru.kernels.threads import new_words
 from numbagru.scalar import fma
 
 # What `rates` measures.
@@ -144,11 +145,11 @@ def meeting_rate(threads, count=20_000, rounds=16):
     """Return meetings per second, NaN for one thread."""
     if threads == 1:
         return math.nan
-    _meet(np.zeros(team.LENGTH, np.int64), np.zeros(team.OWN, np.int64), 0, 1, 1)
+    _meet(new_words(), np.zeros(team.OWN, np.int64), 0, 1, 1)
     best = 0.0
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(rounds):
-            words = np.zeros(team.LENGTH, np.int64)
+            words = new_words()
             barrier = threading.Barrier(threads)
 
             def meet(thread, words=words, barrier=barrier):

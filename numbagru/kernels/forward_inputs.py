@@ -109,7 +109,7 @@ def help_with_inputs(a, words, shared, offset):
         while now == 0 or item // _panels(a) >= now - 1 + MOST_GROUPS:
             if load(at(words, FAILED)) != 0:
                 return
-            spins = wait_a_little(spins)
+            spins = wait_a_little(words, spins)
             now = load(at(words, NOW))
         sums = at(numbers_at(shared, words[SHARED]), offset)
         _multiply_item(a, words, item, sums)
@@ -133,6 +133,6 @@ def take_group(a, words, t, sums):
         elif load(at(words, FAILED)) != 0:
             return sums
         else:
-            spins = wait_a_little(spins)
+            spins = wait_a_little(words, spins)
     note_waiting(words, spins)
     return at(sums, place * GROUP_STEPS * 4 * padded_units(a))

@@ -38,6 +38,8 @@ _LINE = 8
 # FAILED has to be the first: `atomics.task_of` writes there.
 FAILED, HELPERS, NEXT, JOINED, ADMITTED, SIZES, NOW, AHEAD = range(0, 8 * _LINE, _LINE)
 TOGETHER, SHARED, WAITED, LAST = HELPERS + 1, HELPERS + 2, FAILED + 1, NEXT + 1
+# Rounds of `rest` before a thread that waits lets others run (threads.py).
+PATIENCE = HELPERS + 3
 MAILBOXES = AHEAD + _LINE
 # Of inputs that helpers multiply ahead (kernels/forward_inputs.py): the group of steps
 # that the calling thread is at, counted from 1, and what is done of each of so many.
@@ -60,21 +62,20 @@ _SIZE, _MEETING, _ME = range(3)
 OWN = 16
 OWN_ALIGNED = 2 * OWN
 
-# Rounds of `rest`, 25 ns each on Zen 4, before a thread that waits lets others run, and
-# the calling thread decides to go on alone. Longer than what keeps a thread from its
-# work that nobody took the core from: with an eighth of this, new pages for gradients
-# made 5 to 35 % of the calls of large layers go on alone, for half of their time more.
-_SPINS = 40_000
 # After a chunk's gradients of weights, whose new pages threads do not get at the same
-# time: of some 20 backward passes of 1x50x128x1024 in float64 9, and in a second run
-# 18, went on alone, and calls after them too; with so many more 2 (Emerald Rapids).
-_MORE_SPINS = 10 * _SPINS
+# time, the patience of a call counts so many times: of some 20 backward passes of
+# 1x50x128x1024 in float64 9, and in a second run 18, went on alone, and calls after
+# them too; with so many more 2 (Emerald Rapids).
+_AFTER_MUCH_WORK = 11
 
 
 @routine
-def wait_a_little(spins):
-    """Wait one round of a loop; gives how many rounds those were."""
-    if spins < _SPINS:
+def wait_a_little(words, spins):
+    """Wait one round of a loop; gives how many rounds those were.
+
+    After the patience of the call others may run on this core.
+    """
+    if spins < words[PATIENCE]:
         rest()
     else:
         give_way()
@@ -126,7 +127,7 @@ def _wait_for_helpers(words):
         if replace(mailbox, POSTED, SLEEPING) == 0:
             spins = 0
             while load(mailbox) == RUNNING:
-                spins = wait_a_little(spins)
+                spins = wait_a_little(words, spins)
 
 
 @routine
@@ -182,7 +183,7 @@ def enter(words, helper, own):
     while abs(admitted) <= me:
         if admitted < 0 or load(at(words, FAILED)) != 0:
             return -1
-        spins = wait_a_little(spins)
+        spins = wait_a_little(words, spins)
         admitted = load(at(words, ADMITTED))
     entry = at(words, _ENTRIES + _ENTRY * me)
     step = entry[0]
@@ -262,7 +263,7 @@ def meet(words, own):
 @routine
 def meet_after_much_work(words, own):
     """Wait longer: threads that have written much memory may be milliseconds apart."""
-    _meet(words, own, -_MORE_SPINS)
+    _meet(words, own, (1 - _AFTER_MUCH_WORK) * words[PATIENCE])
 
 
 @routine
@@ -280,7 +281,7 @@ def _wait_for_others(words, own, spins):
         while i != own[_ME] and load(met) < own[_MEETING]:
             if load(at(words, FAILED)) != 0:
                 return
-            spins = wait_a_little(spins)
+            spins = wait_a_little(words, spins)
     if own[_ME] == 0:
         note_waiting(words, spins)
 
@@ -288,7 +289,7 @@ def _wait_for_others(words, own, spins):
 @routine
 def note_waiting(words, spins):
     """Note whether the calling thread has waited for so long that others must run."""
-    if spins > _SPINS:
+    if spins > words[PATIENCE]:
         words[WAITED] = 1
 
 

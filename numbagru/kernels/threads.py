@@ -34,6 +34,12 @@ WORD_ARRAY = types.Array(types.int64, 1, "C")
 # 130 µs. Between two calls of a layer with recurrent dropout its masks are drawn: with
 # a patience of 75 µs 64x50x8x32 took 0.37 ms instead of 0.30 (Emerald Rapids).
 _PATIENCE = 2e-4
+# Seconds before a thread that waits lets others run, and the calling thread decides to
+# go on alone. Longer than what keeps a thread from its work that nobody took the core
+# from: with 0.12 ms, new pages for gradients made 5 to 35 % of the calls of large
+# layers go on alone, for half of their time more (Zen 4); with 0.6, 4 % of those of
+# 1x50x128x1024, with 1.5, 1 % (Emerald Rapids).
+_PATIENCE_WITH_OTHERS = 1.5e-3
 # Seconds without working together after helpers have kept a caller waiting, which takes
 # it a time slice, some 4 ms: twice as long with each time, half as long with each call
 # that need not wait. On cores that others use now and then, one call in fifty waits.
@@ -55,14 +61,25 @@ _SERVE = Kernel(_serve, lambda: (WORD_ARRAY, types.int64))
 
 
 @functools.cache
-def _patience() -> int:
-    """Count the rounds of `team.serve` in that time, 15 ns each or 25 (Zen 4)."""
+def _round() -> float:
+    """Measure seconds of a round of `team.serve`: 15e-9, or 25e-9 (Zen 4)."""
     mailbox, rounds, times = np.zeros(team.MAILBOX, np.int64), 1000, []
     for _ in range(3):
         start = time.perf_counter()
         _SERVE.entry()(mailbox, rounds)
         times.append(time.perf_counter() - start)
-    return math.ceil(rounds * _PATIENCE / min(times))
+    return min(times) / rounds
+
+
+def _rounds(seconds: float) -> int:
+    return math.ceil(seconds / _round())
+
+
+def new_words() -> np.ndarray:
+    """Make the words of a call on several threads."""
+    words = np.zeros(team.LENGTH, np.int64)
+    words[team.PATIENCE] = _rounds(_PATIENCE_WITH_OTHERS)
+    return words
 
 
 class _Helper(threading.Thread):
@@ -77,7 +94,7 @@ class _Helper(threading.Thread):
         self._alarm.acquire()
         self._allowed: set[int] | None = None  # CPUs, while kept off one of them
         # Here, because the thread may be cut off when Python ends.
-        self._serve, self._patience = _SERVE.entry(), _patience()
+        self._serve, self._patience = _SERVE.entry(), _rounds(_PATIENCE)
 
     def run(self) -> None:
         while True:
@@ -292,7 +309,7 @@ def _run_with(
     try:
         words = crew.spare.pop()
     except IndexError:
-        words = np.zeros(team.LENGTH, np.int64)
+        words = new_words()
     words[team.HELPERS] = len(helpers)
     words[team.TOGETHER] = together
     for i, helper in enumerate(helpers):
