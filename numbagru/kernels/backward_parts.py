@@ -84,7 +84,8 @@ _CHUNK_BYTES = 2**18
 _FEWEST_SAMPLES, _MOST_SAMPLES = 128, 256
 # Room for a few samples more, lest each group of eight inputs or states and each panel
 # starts in the same sets of the caches: 32x50x512x32 went back in 1.50 ms instead of
-# 1.66, 8192x50x4x16 in 22.2 instead of 23.3, 256x20x1024x64 in 18.3 instead of 18.8.
+# 1.66, 8192x50x4x16 in 22.2 instead of 23.3, 256x20x1024x64 in 18.3 instead of 18.8
+# (Emerald Rapids).
 _BESIDE = 2
 # Of few steps more rows, so that a chunk has some samples.
 MOST_BLOCK_ROWS, MOST_BLOCK_ROWS_OF_A_STEP = 32, 64

@@ -119,7 +119,8 @@ def emit_sums(gate, stop):
     """Make what hands the gradients of some gates' sums to the products.
 
     To those of the step, and of the chunk. For all gates at once: addresses take as
-    long as copies.
+    long as copies (5000 steps of one row of 32 units went back in 1.41 ms instead of
+    1.59, 1024x100x4x32 in 10.5 instead of 11.5, Emerald Rapids).
     """
 
     @variant_routine(gate, stop)

@@ -38,7 +38,7 @@ _PATIENCE = 2e-4
 # go on alone. Longer than what keeps a thread from its work that nobody took the core
 # from: with 0.12 ms, new pages for gradients made 5 to 35 % of the calls of large
 # layers go on alone, for half of their time more (Zen 4); with 0.6, 4 % of those of
-# 1x50x128x1024, with 1.5, 1 % (Emerald Rapids).
+# 1x50x128x1024, with 1.5, 1 % or none (Emerald Rapids).
 _PATIENCE_WITH_OTHERS = 1.5e-3
 # Seconds without working together after helpers have kept a caller waiting, which takes
 # it a time slice, some 4 ms: twice as long with each time, half as long with each call
