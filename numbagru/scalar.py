@@ -1,7 +1,8 @@
 """The few machine operations that the formulas are written in.
 
 Everything here is one rounding or exact, so a formula built on it has the same bits
-on every CPU, at every vector width, whatever the compiler decides to contract.
+on every CPU, at every vector width, whatever the compiler decides to contract. And
+which width loops over them take, which is all that `widest_vectors` says.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ MOST_BLOCK_ROWS, MOST_BLOCK_ROWS_OF_A_STEP = 32, 64
 
 @routine
 def _capacity(T, F, U, width, size, rows):
-    """Count the samples of a chunk: whole steps of `rows` rows."""
+    """Count what a chunk has room for: whole steps of `rows` rows, and `_BESIDE`."""
     per_sample = (5 * rounded_up(U, width) + F) * size
     fit = max(_FEWEST_SAMPLES, min(_MOST_SAMPLES, _CHUNK_BYTES // per_sample))
     return max(1, min(T, fit // rows)) * rows + _BESIDE
