@@ -86,7 +86,9 @@ def _call(
     if config.go_backwards:
         x, mask = x[:, ::-1], mask[:, ::-1]
     rest = switches(config), place
-    return Call(config, x, h0, mask, weights, x_drop, h_drop, *rest), factor
+    from_zeros = initial_state is None
+    call = Call(config, x, h0, from_zeros, mask, weights, x_drop, h_drop, *rest)
+    return call, factor
 
 
 _NOTHING_SAVED = (0, 0, 0, 0), (0, 0, 0)

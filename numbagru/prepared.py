@@ -154,8 +154,8 @@ def training(config: Any, shape: tuple[int, ...]) -> Callable[..., Any] | None:
     like_all = none, none, switches(config), HOST
     zero = dtype.type(0)
     example = Call(
-        config, np.broadcast_to(zero, shape), np.broadcast_to(zero, h_shape), NO_MASK,
-        None, *like_all,
+        config, np.broadcast_to(zero, shape), np.broadcast_to(zero, h_shape), True,
+        NO_MASK, None, *like_all,
     )  # fmt: skip
     shapes = family.saved_shapes(example)
     saved, states = (memory.maker(shape, dtype) for shape in shapes)
@@ -172,8 +172,8 @@ def training(config: Any, shape: tuple[int, ...]) -> Callable[..., Any] | None:
             return None
         if weights.kernel.shape != W_shape:
             return None
-        h0 = HOST.state(h0, h_shape, dtype)
-        call = Call(config, x, h0, NO_MASK, weights, *like_all)
+        from_zeros, h0 = h0 is None, HOST.state(h0, h_shape, dtype)
+        call = Call(config, x, h0, from_zeros, NO_MASK, weights, *like_all)
         y = empty(y_shape, dtype) if sequences else no_sequence
         last = empty(h_shape, dtype)
         # Without a mask the last output is the state.

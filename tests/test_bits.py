@@ -292,6 +292,52 @@ def test_no_state_is_a_state_of_zeros(B, T, F, U, dtype, reset_after):
         np.testing.assert_array_equal(bits(one), bits(other))
 
 
+# One step in one part of rows and in several, whole vectors of units and not; more.
+@pytest.mark.parametrize(
+    ("B", "T", "F", "U"),
+    [
+        (1, 1, 3, 64), (9, 1, 3, 64), (40, 1, 0, 128), (90, 1, 9, 16), (90, 1, 3, 21),
+        (0, 1, 2, 3), (3, 0, 2, 16), (1, 2, 3, 5), (40, 2, 17, 40),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activation": "linear", "recurrent_activation": "linear"},
+        {"dtype": "float64"},
+        {"reset_after": False},
+        {"activation": "softmax"},
+        {"recurrent_dropout": 0.5},
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("finite", [True, False])
+def test_training_without_a_state_starts_from_zeros(B, T, F, U, options, finite):
+    config = GRUConfig(U, return_sequences=True, **options)
+    dtype = config.dtype
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return rng.standard_normal(shape).astype(dtype)
+
+    W, R, bias = normal(F, 3 * U), normal(U, 3 * U), np.full((2, 3 * U), -0.0, dtype)
+    W[:, 2 * U :: 2] = 0
+    R[:, : 2 * U + U // 2] = -np.abs(R[:, : 2 * U + U // 2])
+    x, d = -np.abs(normal(B, T, F)), normal(B, T, U)
+    if not finite:
+        R[U // 2, -2], d[:, :, -1] = np.nan, np.inf
+    if not config.reset_after:
+        bias = bias[0]
+    drop = normal(3, B, U) if config.recurrent_dropout > 0 else None
+    results = []
+    for h0 in (None, np.zeros((B, U), dtype)):
+        weights = Weights(W, R, bias, config.reset_after)
+        outputs, pullback = gru_vjp(config, weights, x, h0, recurrent_dropout=drop)
+        results.append([*outputs, *pullback(None, d, None)])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(bits(one), bits(other))
+
+
 # Large enough for several threads, and for more blocks and parts of rows than threads.
 LARGE = [
     Problem(B, T, F, U, variant, family, masked, seed=0)

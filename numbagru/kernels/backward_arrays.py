@@ -32,6 +32,7 @@ class Arrays(NamedTuple):
     x_row: Any
     x_step: Any
     h0: Any
+    has_h0: Any
     mask: Any
     mask_row: Any
     mask_step: Any
@@ -73,7 +74,8 @@ def arrays(data):
     _, _, kernel, recurrent, _ = places(x.shape[2], h0.shape[1], vector_lanes(x))
     return Arrays(
         x.shape[0], x.shape[1], x.shape[2], h0.shape[1],
-        pointer(x), x.strides[0] // size, x.strides[1] // size, pointer(h0),
+        pointer(x), x.strides[0] // size, x.strides[1] // size,
+        pointer(h0), h0.size > 0,
         pointer(mask), mask.strides[0], mask.strides[1], mask.size > 0,
         pointer(order), pointer(ends), at(weights, kernel), at(weights, recurrent),
         pointer(x_drop), x_drop.size > 0, pointer(h_drop), h_drop.size > 0,
@@ -204,3 +206,12 @@ def cut_memory(
         V, rows, groups, s, d, factor, e, e_row, dh, d_output, inner, d_x, drops,
         direct, d_W, d_R, part, bias, bias_panel,
     )  # fmt: skip
+
+
+@routine
+def states_alike(a):
+    """Whether all gradients of the recurrent weights are those of one state.
+
+    The state is zero before the only step.
+    """
+    return a.T == 1 and not a.has_h0

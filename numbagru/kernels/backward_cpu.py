@@ -112,7 +112,7 @@ def backward(
     packed = call.weights.packed(True, most)
     gradients = make_parts(count, shape[2], call.config.units, call.x.dtype)
     arguments = (
-        *first, call.x, call.h0, call.mask, *rows_by_end(call.mask),
+        *first, call.x, call.given_h0, call.mask, *rows_by_end(call.mask),
         packed, call.x_drop, call.h_drop, *call.switches, *given,
         out.saved, out.states, rows_per_part, *results, gradients,
     )  # fmt: skip

@@ -27,6 +27,7 @@ from numbagru.kernels.backward_arrays import (
     counts,
     cut_memory,
     rounded_up,
+    states_alike,
     steps_ahead,
     steps_at_once,
     sums_row,
@@ -37,6 +38,7 @@ from numbagru.kernels.backward_products import (
     add_to_dh_per_gate,
     input_gradient,
     input_gradient_per_gate,
+    repeat_states,
 )
 from numbagru.kernels.backward_step import make_step_reset_after, make_step_reset_before
 from numbagru.kernels.backward_tile import (
@@ -359,6 +361,8 @@ def backward_parts(reset_after, per_gate, whole_rows):
                     a, w, act, rec, d_act, d_rec, words, own, b, n, at_once, capacity,
                     start, b > first,
                 )  # fmt: skip
+            if reset_after and not per_gate and states_alike(a) and first < stop:
+                repeat_states(a, w, own)
             if direct and is_first(own):
                 give_biases(w.bias, d_bias, U, width)
             k = count if together else next_item(words, helper, k, count)

@@ -7,11 +7,13 @@ from numbagru.kernels.backward_arrays import (
     GROUP,
     panel_size,
     rounded_up,
+    states_alike,
 )
 from numbagru.kernels.forward_arrays import row_of
 from numbagru.kernels.simd import (
     ALONE,
     at,
+    copy_vector,
     half_lanes,
     most_rows,
     vector_lanes,
@@ -306,12 +308,15 @@ def add_chunk(a, w, own, reset_after, per_gate, capacity, samples, onward):
     """Add a chunk to the gradients of weights and biases, or begin them with it."""
     width = vector_lanes(a.x)
     first, stop = share_of(own, w.V // width, 1)
-    for places in range(0, w.groups, _PLACES):
+    groups = w.groups
+    if reset_after and not per_gate and states_alike(a):
+        groups = rounded_up(a.F, GROUP) // GROUP + 1
+    for places in range(0, groups, _PLACES):
         for p in range(first, stop):
             for start in range(0, max(1, samples), _SAMPLES):
                 count = min(_SAMPLES, samples - start)
                 goes_on = onward or start > 0
-                for place in range(places, min(places + _PLACES, w.groups)):
+                for place in range(places, min(places + _PLACES, groups)):
                     _add_place(
                         a, w, p, place, reset_after, per_gate, capacity, start, count,
                         goes_on,
@@ -330,3 +335,20 @@ def add_chunk(a, w, own, reset_after, per_gate, capacity, samples, onward):
                 1, 3, one, 0, 0, sums, 4 * width, width, samples, biases, 0, width, 0,
                 onward, biases, 0,
             )  # fmt: skip
+
+
+@routine
+def repeat_states(a, w, own):
+    """Write the gradients of the first eight states' weights for all, if alike."""
+    width = vector_lanes(a.x)
+    first, stop = share_of(own, w.V // width, 1)
+    for p in range(first, stop):
+        row, step = 3 * width, width
+        panel = p * panel_size(w.groups, width) + rounded_up(a.F, GROUP) * row
+        target = at(w.gradient, panel)
+        if w.direct:
+            row, step = 3 * a.U, a.U
+            target = at(w.d_R, p * width)
+        for k in range(GROUP, a.U):
+            for gate in range(3):
+                copy_vector(at(target, k * row + gate * step), at(target, gate * step))

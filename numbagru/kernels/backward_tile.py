@@ -93,7 +93,8 @@ def load_states(a, w, s, size, b, i, m, p, t):
             row = row_of(a, b + i + r)
             for j in range(width):
                 u = first + j
-                states[r * width + j] = a.h0[row * U + u] if u < U else 0
+                state = a.h0[row * U + u] if a.has_h0 and u < U else 0
+                states[r * width + j] = state
     for r in range(m):
         copy_vector(at(d, r * width), at(w.dh, (i + r) * V + first))
     if a.has_d_y and not takes_all_before(a, t):

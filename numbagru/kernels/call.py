@@ -21,6 +21,7 @@ class Call(NamedTuple):
     config: Any  # GRUConfig
     x: np.ndarray
     h0: np.ndarray
+    from_zeros: bool  # whether h0 is zeros because the caller gave none
     mask: np.ndarray
     weights: Any  # weights.Weights
     x_drop: np.ndarray
@@ -28,6 +29,11 @@ class Call(NamedTuple):
     # Whether masked steps give zeros, and whether those before any active one give h0.
     switches: tuple[bool, bool]
     place: Any  # operands.Operands: where the arrays are
+
+    @property
+    def given_h0(self) -> np.ndarray:
+        """The initial states, none of their rows where the caller gave none."""
+        return self.h0[:0] if self.from_zeros else self.h0
 
     @property
     def per_gate(self) -> bool:

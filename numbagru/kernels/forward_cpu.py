@@ -150,13 +150,17 @@ def _ways(entry: Any, B: int, T: int, F: int, U: int, most: int) -> Ways:
 
 def forward(call: Call, out: Outputs, most: int) -> None:
     """Run the forward kernel on at most `most` threads."""
-    if out.states.size > 0 and one_step.suits(call):
+    training = out.states.size > 0
+    if training and one_step.suits(call):
         one_step.forward(call, out, most)
         return
     entry, first, ways = _bound(call.config, call.x.shape, call.per_gate, most)
-    packed = call.weights.packed(out.states.size > 0, ways.plans[0].threads)
+    packed = call.weights.packed(training, ways.plans[0].threads)
+    # Products with states of zero are left out where their sum was packed, and where no
+    # dropout multiplies states by what may not be finite.
+    h0 = call.given_h0 if training and not call.per_gate else call.h0
     rest = (
-        call.x, call.h0, call.mask, *rows_by_end(call.mask), packed, call.x_drop,
+        call.x, h0, call.mask, *rows_by_end(call.mask), packed, call.x_drop,
         call.h_drop, *call.switches, *out,
     )  # fmt: skip
     ways.run(

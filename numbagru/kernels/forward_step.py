@@ -84,18 +84,19 @@ def load_states(s, size, m, panels, h, V, width):
 
 
 @routine
-def _add_of_zeros(a, s, size, m, panels, p):
-    """Finish the sums of a tile whose old states are zero (`panels.pack_zeros`)."""
+def add_of_zeros(of_zeros, s, size, s_row, m, width):
+    """Finish the sums of a vector of units whose old states are zero.
+
+    For m rows; the addends are from `panels.sum_zeros`.
+    """
     compact()
-    width = vector_lanes(a.x)
-    for q in range(panels):
-        for gate in range(3):
-            section = gate if gate < 2 else RECURRENT
-            more = at(a.of_zeros, ((p + q) * 3 + gate) * width)
-            for r in range(m):
-                target = at(s, section * size + (q * m + r) * width)
-                for j in range(width):
-                    target[j] += more[j]
+    for gate in range(3):
+        section = gate if gate < 2 else RECURRENT
+        more = at(of_zeros, gate * width)
+        for r in range(m):
+            target = at(s, section * size + r * s_row)
+            for j in range(width):
+                target[j] += more[j]
 
 
 @routine
@@ -280,8 +281,11 @@ def make_step_reset_after(per_gate, saves):
                         h_gate, states, w, w_panel, bias, s, size, width, width, back,
                         at(later, i // most * later_step * (F + states)), later_step,
                     )  # fmt: skip
-                    if from_zeros:
-                        _add_of_zeros(a, s, size, m, panels, p)
+                    for q in range(panels if from_zeros else 0):
+                        add_of_zeros(
+                            at(a.of_zeros, (p + q) * 3 * width), at(s, q * m * width),
+                            size, width, m, width,
+                        )  # fmt: skip
                     step_reset_after(act, rec, s, size, count, U)
                 new = at(rows_new, p * width)
                 finish(

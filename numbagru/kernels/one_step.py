@@ -71,8 +71,8 @@ def forward(call: Call, out: Outputs, most: int) -> None:
     entry, first, threads = _bound(FORWARD, call.config, False, call.x.shape, most)
     weights = call.weights
     arguments = (
-        *first, call.x, call.h0, weights.kernel, weights.recurrent_kernel,
-        weights.flat_bias, *out,
+        *first, call.x, call.h0, call.from_zeros, weights.kernel,
+        weights.recurrent_kernel, weights.flat_bias, *out,
     )  # fmt: skip
     run(entry, arguments, threads)
 
@@ -84,7 +84,7 @@ def backward(
     entry, first, threads = _bound(BACKWARD, call.config, True, call.x.shape, most)
     weights = call.weights
     arguments = (
-        *first, call.x, call.h0, weights.kernel, weights.recurrent_kernel, *given,
-        out.saved, *results,
+        *first, call.x, call.h0, call.from_zeros, weights.kernel,
+        weights.recurrent_kernel, *given, out.saved, *results,
     )  # fmt: skip
     run(entry, arguments, threads)

@@ -35,8 +35,9 @@ from numbagru.kernels.tiles import (
     tile_rows,
 )
 
-# Rows of a weight matrix whose gradients a thread computes at once.
-_WEIGHT_ROWS = 16
+# Rows of a weight matrix whose gradients a thread computes at once, and where they
+# are all the same.
+_WEIGHT_ROWS, _SAME_ROWS = 16, 64
 
 
 @routine
@@ -87,6 +88,18 @@ def _weight_gradients(n, a, a_k, k, K, d, first_gate, U, width, gradients):
         of_gate = at(d, (gate + first_gate) % 3 * U)
         target = at(gradients, (3 * k + gate) * U)
         _add_samples(n, at(a, k), 1, a_k, rows, of_gate, d_k, U, width, target, 3 * U)
+
+
+@routine
+def _same_gradients(n, zero, rows, d, U, width, gradients):
+    """Write so many rows of the recurrent gradients, of states that are all zero."""
+    d_k = sums_row(U, width)
+    for gate in range(3):
+        _add_samples(
+            n, zero, 0, 0, 1, at(d, gate * U), d_k, U, width, at(gradients, gate * U), 0
+        )  # fmt: skip
+    for k in range(1, rows):
+        copy(at(gradients, k * 3 * U), gradients, 3 * U)
 
 
 @body
@@ -143,7 +156,7 @@ def _bias_gradients(n, one, d, U, width, d_bias):
 @body
 def _backward_products(words, helper, data):
     """Multiply the gradients of the sums: vectors of dh, of d_x, rows of weights."""
-    x, h0, W, weights, d_sums, d_x, d_h0, d_W, d_weights, d_bias = data
+    x, h0, from_zeros, W, weights, d_sums, d_x, d_h0, d_W, d_weights, d_bias = data
     B, F, U = x.shape[0], x.shape[2], h0.shape[1]
     width, d = vector_lanes(x), pointer(d_sums)
     x_row, d_row = x.strides[0] // x.itemsize, sums_row(U, width)
@@ -157,7 +170,8 @@ def _backward_products(words, helper, data):
     states, features = pieces(U, each), pieces(F, each)
     of_kernel = states + features
     of_recurrent = of_kernel + pieces(F, _WEIGHT_ROWS)
-    of_bias = of_recurrent + pieces(U, _WEIGHT_ROWS)
+    rows = _SAME_ROWS if from_zeros else _WEIGHT_ROWS
+    of_bias = of_recurrent + pieces(U, rows)
     items = of_bias + 1
     item = next_item(words, helper, -1, items)
     while item < items:
@@ -185,10 +199,16 @@ def _backward_products(words, helper, data):
                 B, pointer(x), x_row, k, F, d, 1, U, width, pointer(d_W)
             )  # fmt: skip
         elif item < of_bias:
-            k = (item - of_recurrent) * _WEIGHT_ROWS
-            _weight_gradients(
-                B, pointer(h0), U, k, U, at(d, U), 0, U, width, pointer(d_weights)
-            )  # fmt: skip
+            k = (item - of_recurrent) * rows
+            if from_zeros:
+                _same_gradients(
+                    B, pointer(h0), min(rows, U - k), at(d, U), U, width,
+                    at(pointer(d_weights), k * 3 * U),
+                )  # fmt: skip
+            else:
+                _weight_gradients(
+                    B, pointer(h0), U, k, U, at(d, U), 0, U, width, pointer(d_weights)
+                )  # fmt: skip
         else:
             _bias_gradients(B, one, d, U, width, d_bias)
         item = next_item(words, helper, item, items)
@@ -209,8 +229,8 @@ _share_slopes, _share_products = sharing(_backward_gates), sharing(_backward_pro
 
 
 def one_step_backward(
-    act, rec, d_act, d_rec, x, h0, W, weights, d_y, d_last, d_state, saved, d_x, d_h0,
-    d_W, d_weights, d_bias, words,
+    act, rec, d_act, d_rec, x, h0, from_zeros, W, weights, d_y, d_last, d_state, saved,
+    d_x, d_h0, d_W, d_weights, d_bias, words,
 ):  # fmt: skip
     """Run the step back."""
     B, U = h0.shape
@@ -222,7 +242,7 @@ def one_step_backward(
     )  # fmt: skip
     _share_products(
         None, pointer(words),
-        (x, h0, W, weights, d, d_x, d_h0, d_W, d_weights, d_bias),
+        (x, h0, from_zeros, W, weights, d, d_x, d_h0, d_W, d_weights, d_bias),
     )  # fmt: skip
     hold(d)
 
@@ -232,9 +252,9 @@ def _signature(real, act, rec, d_act, d_rec):
         return types.Array(real, n, layout)
 
     return (
-        act, rec, d_act, d_rec, array(3, "A"), array(2), array(2), array(2),
-        array(3, "A"), array(2), array(2), array(4), array(3, "A"), array(2), array(2),
-        array(2), array(1), WORD_ARRAY,
+        act, rec, d_act, d_rec, array(3, "A"), array(2), types.boolean, array(2),
+        array(2), array(3, "A"), array(2), array(2), array(4), array(3, "A"), array(2),
+        array(2), array(2), array(1), WORD_ARRAY,
     )  # fmt: skip
 
 

@@ -21,7 +21,8 @@ from numbagru.gates import (
     step_reset_after,
 )
 from numbagru.kernels.backward_arrays import GROUP
-from numbagru.kernels.panels import ALIGNING, pack_panel, start_sums
+from numbagru.kernels.forward_step import add_of_zeros
+from numbagru.kernels.panels import ALIGNING, pack_panel, start_sums, sum_zeros
 from numbagru.kernels.register_tiles import MOST_COLUMNS
 from numbagru.kernels.simd import (
     aligned,
@@ -103,21 +104,28 @@ def _sums_of_units(words, helper, x, h0, W, weights, biases, s, size, apart):
 
 
 @routine
-def _sums_of_panels(words, helper, x, h0, W, weights, biases, s, size, apart):
+def _sums_of_panels(
+    words, helper, x, h0, from_zeros, W, weights, biases, s, size, apart
+):  # fmt: skip
     """Compute the sums of more rows, one vector of units after the other.
 
     Its weights are packed into memory that stays in the cache.
     """
     B, F, U = x.shape[0], x.shape[2], h0.shape[1]
     width, x_row = vector_lanes(x), x.strides[0] // x.itemsize
-    memory = np.empty(((F + U) * 3 + 4) * width + ALIGNING, x.dtype)
+    memory = np.empty(((F + U) * 3 + 7) * width + ALIGNING, x.dtype)
     panel = aligned(pointer(memory))
     bias = at(panel, (F + U) * 3 * width)
+    of_zeros = at(bias, 4 * width)
+    states = 0 if from_zeros else U
     panels = pieces(U, width)
     p = next_item(words, helper, -1, panels)
     while p < panels:
         first = p * width
-        pack_panel(W, weights, p, panel)
+        pack_panel(W, weights, states, p, panel)
+        if from_zeros:
+            recurrent = at(pointer(weights), first)
+            sum_zeros(pointer(h0), recurrent, 3 * U, U, U, of_zeros, width)
         for gate in range(4):
             start_sums(biases, U, gate, first, width, at(bias, gate * width))
         i = 0
@@ -125,17 +133,19 @@ def _sums_of_panels(words, helper, x, h0, W, weights, biases, s, size, apart):
             m = tile_rows(B - i, most_rows(x))
             _sums(
                 m, 1, at(pointer(x), i * x_row), x_row, 0, F, at(pointer(h0), i * U), U,
-                0, U, panel, 0, bias, at(s, i * apart + first), size, apart, 0, -1,
+                0, states, panel, 0, bias, at(s, i * apart + first), size, apart, 0, -1,
                 panel, 0,
             )  # fmt: skip
             i += m
+        if from_zeros:
+            add_of_zeros(of_zeros, at(s, first), size, apart, B, width)
         p = next_item(words, helper, p, panels)
     hold(memory)
 
 
 @body
 def _forward_sums(words, helper, data):
-    x, h0, W, weights, biases, work = data
+    x, h0, from_zeros, W, weights, biases, work = data
     B, U = h0.shape
     apart = line(U)
     size = B * apart
@@ -145,7 +155,8 @@ def _forward_sums(words, helper, data):
         )  # fmt: skip
     else:
         _sums_of_panels(
-            words, helper, x, h0, W, weights, biases, pointer(work), size, apart
+            words, helper, x, h0, from_zeros, W, weights, biases, pointer(work), size,
+            apart,
         )  # fmt: skip
     hold(x)
     hold(h0)
@@ -202,14 +213,15 @@ _share_sums, _share_gates = sharing(_forward_sums), sharing(_forward_gates)
 
 
 def one_step_forward(
-    act, rec, x, h0, W, weights, biases, y, last, state, saved, states, words
+    act, rec, x, h0, from_zeros, W, weights, biases, y, last, state, saved, states,
+    words,
 ):  # fmt: skip
     """Run one step; arrays as of the other kernels."""
     B, U = h0.shape
     work = np.empty(SECTIONS * B * line(U), x.dtype)
     if line(U) > U:
         clear(pointer(work), work.size)
-    _share_sums(None, pointer(words), (x, h0, W, weights, biases, work))
+    _share_sums(None, pointer(words), (x, h0, from_zeros, W, weights, biases, work))
     _share_gates(
         None, pointer(words), (act, rec, h0, y, last, state, saved, states, work)
     )
@@ -221,8 +233,8 @@ def _signature(real, act, rec):
         return types.Array(real, n, layout)
 
     return (
-        act, rec, array(3, "A"), array(2), array(2), array(2), array(1), array(3, "A"),
-        array(2), array(2), array(4), array(3), WORD_ARRAY,
+        act, rec, array(3, "A"), array(2), types.boolean, array(2), array(2), array(1),
+        array(3, "A"), array(2), array(2), array(4), array(3), WORD_ARRAY,
     )  # fmt: skip
 
 

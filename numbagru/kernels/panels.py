@@ -4,7 +4,8 @@ For the forward kernels
     panels     (P, F + U, 3, lanes): a panel is one vector of units times three gates,
                in the order that the loop over k reads it, F features and then U units
     bias       (P, 4, lanes): z, r, candidate's input and recurrent part
-    of zeros   (P, 3, lanes): sums over states of zero, written by `pack_zeros` alone
+    of zeros   (P, 3, lanes): sums over states of zero; for inference, written by
+               `pack_zeros` alone
 and then for the backward kernels the transposes, as vectors of columns
     kernel     (vectors of F, 3 U, lanes), k over candidate, z, r
     recurrent  (vectors of U, 3 U, lanes), k over z, r, candidate
@@ -23,6 +24,7 @@ from numba import types
 from numbagru._jit import Kernel, body, routine
 from numbagru.kernels import memory
 from numbagru.kernels.call import REAL
+from numbagru.kernels.register_tiles import product_tile
 from numbagru.kernels.simd import (
     aligned,
     at,
@@ -75,27 +77,43 @@ def _sum_bias(bias, sums):
 
 
 @routine
-def pack_panel(W, R, p, target):
-    """Pack the weights of one vector of units."""
+def pack_panel(W, R, states, p, target):
+    """Pack the weights of one vector of units, those of so many states."""
     F, U, width = W.shape[0], R.shape[0], vector_lanes(W)
     first = p * width
     count = min(width, U - first)
     if count < width:
-        clear(target, (F + U) * 3 * width)
-    for k in range(F + U):
+        clear(target, (F + states) * 3 * width)
+    for k in range(F + states):
         matrix, row = (pointer(W), k) if k < F else (pointer(R), k - F)
         for g in range(3):
             write_vector(target, at(matrix, (row * 3 + g) * U + first), width, count)
             target = at(target, width)
 
 
+_product = product_tile(1, 3)
+
+
 @routine
-def _pack_with_bias(W, R, bias, p, weights, starts):
-    """Pack one vector of units, and where its sums start."""
+def sum_zeros(zero, weights, k_step, gate_step, U, target, width):
+    """Sum up what states of zero contribute to a vector of units: see `pack_zeros`."""
+    for j in range(3 * width):
+        target[j] = -0.0
+    _product(
+        zero, 0, 0, weights, k_step, gate_step, U, target, 0, width, 0, True, target, 0
+    )  # fmt: skip
+
+
+@routine
+def _pack_sums(W, R, bias, p, weights, starts, of_zeros, zero):
+    """Pack one vector of units, where its sums start, and those of zeros."""
     F, U, width = W.shape[0], R.shape[0], vector_lanes(W)
     first = p * width
     count = min(width, U - first)
-    pack_panel(W, R, p, at(weights, p * (F + U) * 3 * width))
+    panel = at(weights, p * (F + U) * 3 * width)
+    pack_panel(W, R, U, p, panel)
+    recurrent, sums = at(panel, F * 3 * width), at(of_zeros, p * 3 * width)
+    sum_zeros(zero, recurrent, 3 * width, width, U, sums, width)
     if count < width:
         clear(at(starts, p * 4 * width), 4 * width)
     for g in range(4):
@@ -127,14 +145,18 @@ def transpose(matrix, first_gate, v, vectors):
 def _pack_all(words, helper, data):
     W, R, bias, packed = data
     F, U, width = W.shape[0], R.shape[0], vector_lanes(W)
-    starts, _, kernel, recurrent, _ = places(F, U, width)
+    starts, of_zeros, kernel, recurrent, _ = places(F, U, width)
     weights = aligned(pointer(packed))
+    zero = np.zeros(1, W.dtype)
     panels, inputs = pieces(U, width), pieces(F, width)
     total = panels + inputs + panels
     item = next_item(words, helper, -1, total)
     while item < total:
         if item < panels:
-            _pack_with_bias(W, R, bias, item, weights, at(weights, starts))
+            _pack_sums(
+                W, R, bias, item, weights, at(weights, starts), at(weights, of_zeros),
+                pointer(zero),
+            )  # fmt: skip
         else:
             v = item - panels
             states = v >= inputs
@@ -143,6 +165,7 @@ def _pack_all(words, helper, data):
             vectors = at(vectors, place * 3 * U * width)
             transpose(R if states else W, 0 if states else 2, place, vectors)
         item = next_item(words, helper, item, total)
+    hold(zero)
     hold(W)
     hold(R)
     hold(bias)
