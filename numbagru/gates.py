@@ -106,9 +106,21 @@ def _gate(act, s, place, sums, i):
 
 
 @section
-def next_state(act, s, n, count, units):
-    """From the sum in HH, the gate in Z and the old state in H to the next state."""
+def whole_rows_of_gates(rec, s, n, count, units):
+    """From sums in Z and R to gates, where an activation takes all units of a row."""
+    apply_rows(rec, s, Z * n, count, units, D_BLOCK)
+    apply_rows(rec, s, R * n, count, units, D_BLOCK)
+
+
+@section
+def whole_rows_of_candidates(act, s, n, count, units):
+    """From the sum in HH to the candidate, where an activation takes all units."""
     apply_rows(act, s, HH * n, count, units, D_BLOCK)
+
+
+@section
+def blend_in(act, s, n, count):
+    """Do what is left of `next_state`, unit by unit."""
     z, h = np.uintp(Z * n), np.uintp(H * n)
     hh, hh_sum = np.uintp(HH * n), np.uintp(HH_SUM * n)
     for block in _blocks(act, count):
@@ -118,10 +130,15 @@ def next_state(act, s, n, count, units):
 
 
 @section
-def step_reset_after(act, rec, s, n, count, units):
-    """One step from all four sums."""
-    apply_rows(rec, s, Z * n, count, units, D_BLOCK)
-    apply_rows(rec, s, R * n, count, units, D_BLOCK)
+def next_state(act, s, n, count, units):
+    """From the sum in HH, the gate in Z and the old state in H to the next state."""
+    whole_rows_of_candidates(act, s, n, count, units)
+    blend_in(act, s, n, count)
+
+
+@section
+def sum_candidates(rec, s, n, count):
+    """Do what precedes `next_state`, reset after, unit by unit."""
     z, z_sum = np.uintp(Z * n), np.uintp(Z_SUM * n)
     r, r_sum = np.uintp(R * n), np.uintp(R_SUM * n)
     hh, recurrent = np.uintp(HH * n), np.uintp(RECURRENT * n)
@@ -131,14 +148,19 @@ def step_reset_after(act, rec, s, n, count, units):
             _gate(rec, s, z, z_sum, i)
             reset = _gate(rec, s, r, r_sum, i)
             s[hh + i] = candidate_sum(reset, s[recurrent + i], s[hh + i])
+
+
+@section
+def step_reset_after(act, rec, s, n, count, units):
+    """One step from all four sums."""
+    whole_rows_of_gates(rec, s, n, count, units)
+    sum_candidates(rec, s, n, count)
     next_state(act, s, n, count, units)
 
 
 @section
-def gates_reset_before(rec, s, n, count, units):
-    """From sums to gates and r * h_tm1, whose product the kernel then adds to HH."""
-    apply_rows(rec, s, Z * n, count, units, D_BLOCK)
-    apply_rows(rec, s, R * n, count, units, D_BLOCK)
+def reset_states(rec, s, n, count):
+    """Do what is left of `gates_reset_before`, unit by unit."""
     z, z_sum = np.uintp(Z * n), np.uintp(Z_SUM * n)
     r, r_sum = np.uintp(R * n), np.uintp(R_SUM * n)
     h, recurrent = np.uintp(H * n), np.uintp(RECURRENT * n)
@@ -148,6 +170,13 @@ def gates_reset_before(rec, s, n, count, units):
             _gate(rec, s, z, z_sum, i)
             reset = _gate(rec, s, r, r_sum, i)
             s[recurrent + i] = reset_state(reset, s[h + i])
+
+
+@section
+def gates_reset_before(rec, s, n, count, units):
+    """From sums to gates and r * h_tm1, whose product the kernel then adds to HH."""
+    whole_rows_of_gates(rec, s, n, count, units)
+    reset_states(rec, s, n, count)
 
 
 @routine

@@ -54,6 +54,11 @@ def chain_rows(act, s, v, g, count, n, block):
     raise TypeError("`chain_rows` runs in compiled code only.")
 
 
+def rowwise(act):
+    """In compiled code, as a constant: whether act takes all units of a row at once."""
+    raise TypeError("`rowwise` runs in compiled code only.")
+
+
 def of_input(act):
     """In compiled code, as a constant: whether `slope` wants the inputs of act."""
     raise TypeError("`of_input` runs in compiled code only.")
@@ -147,6 +152,13 @@ def _chain_rows(act, s, v, g, count, n, block):
             row(s, v + i, g + i, n, room)
 
     return rows
+
+
+@overload(rowwise)
+def _rowwise(act):
+    if _is_rowwise(act):
+        return lambda act: True
+    return lambda act: False
 
 
 @overload(of_input)

@@ -42,7 +42,11 @@ from numbagru.kernels.forward_step import (
     make_step_reset_before,
     tiles_of,
 )
-from numbagru.kernels.forward_whole_rows import make_step_whole_rows, whole_rows_size
+from numbagru.kernels.forward_whole_rows import (
+    exchange_size,
+    make_step_whole_rows,
+    whole_rows_size,
+)
 from numbagru.kernels.record import record
 from numbagru.kernels.simd import (
     aligned,
@@ -180,6 +184,8 @@ def _rows_of(reset_after, per_gate, whole_rows, arrays):
         h_new = at(h, n * V)
         inner = at(h_new, n * V)
         drops = at(inner, n * V)
+        if whole_rows:
+            inner = common
         seen = at(drops, 3 * n * V if per_gate else 0)
         zeros = at(seen, n)
         active, inputs = private, at(private, n)
@@ -228,8 +234,7 @@ def _rows_of(reset_after, per_gate, whole_rows, arrays):
                 F, starts = 0, at(group, ahead * 4 * V)
             step(
                 a, act, rec, words, own, b, n, t, x, x_row, x_gate, F, starts, hs,
-                h_gate, drops, common if whole_rows else scratch, inner, h, h_new,
-                active, seen, zeros,
+                h_gate, drops, scratch, inner, h, h_new, active, seen, zeros,
             )  # fmt: skip
             h, h_new = h_new, h
             if general:
@@ -261,6 +266,8 @@ def _rows_of(reset_after, per_gate, whole_rows, arrays):
         if not (reset_after or whole_rows):
             tiles = V // width * tiles_of(n, most_rows(a.x))
         scratch_size = SECTIONS * tile_size(a.x) * tiles
+        if whole_rows:
+            scratch_size = whole_rows_size(a)
         private_size = 0
         if per_gate:
             private_size = n * (1 + 3 * a.F + 3 * V)
@@ -271,7 +278,7 @@ def _rows_of(reset_after, per_gate, whole_rows, arrays):
         inputs_only = not per_gate and helpers_multiply_inputs(a, words, n)
         if not per_gate and (hoists(a, n) or hoists(a, B % max(1, n))):
             shared_by_all += (MOST_GROUPS if inputs_only else 1) * GROUP_STEPS * 4 * V
-        common_size = whole_rows_size(a) if whole_rows else 0
+        common_size = exchange_size(a, n) if whole_rows else 0
         needed = OWN_ALIGNED + scratch_size + private_size
         needed += shared_by_all + common_size
         use_given = not helper and given.size >= needed
@@ -282,7 +289,6 @@ def _rows_of(reset_after, per_gate, whole_rows, arrays):
         clear(scratch, scratch_size)
         private = at(scratch, scratch_size)
         shared = at(private, private_size)
-        clear(at(shared, shared_by_all), common_size)
         together = words[TOGETHER] != 0
         if together and not helper:
             words[SHARED] = address_of(shared)
