@@ -4,7 +4,8 @@ Letters: B rows, T steps, F features, U units.
 
 Arrays of the forward kernels
     x        (B, T, F)    any strides of row and time, features contiguous
-    h0       (B, U)       state before the first step
+    h0       (B, U)       state before the first step; for zeros also (0, U), where the
+                          register tiles train
     mask     (B, T)       uint8, 0 skips the step; (0, 0) when every step counts
     y        (B, T, U)    out, any strides, units contiguous; (0, 0, 0) when not wanted
     last     (B, U)       out: the last output
@@ -50,9 +51,11 @@ Where things are
     team, threads             several threads in a kernel, and where they come from
     ways                      which way to divide a call turns out to be the fastest
     memory                    what one call after the other works with
-    forward_*, backward_*     the register-tile kernels: *_cpu has the entries, *_rows
-                              and *_parts the loops, *_step what a step does; for
-                              activations that need all units, forward_whole_rows
+    forward_*, backward_*     the register-tile kernels: *_cpu has the entries, *_rows,
+                              *_parts and *_block the loops, *_step what a step does on
+                              each *_tile, *_products and *_chunk what is multiplied
+                              on the way back; for activations that need all units,
+                              forward_whole_rows
     one_step, one_step_*      training over one step of few rows, nothing packed
     weight_gradients          what backward adds up: parts of rows, and their sum
     plain_cpu                 plain loops for everything

@@ -36,11 +36,13 @@ from numbagru.kernels.forward_inputs import (
     take_group,
 )
 from numbagru.kernels.forward_step import (
-    give_outputs,
-    gives_in_turn,
     make_step_reset_after,
     make_step_reset_before,
     tiles_of,
+)
+from numbagru.kernels.forward_tile import (
+    give_outputs,
+    gives_in_turn,
 )
 from numbagru.kernels.forward_whole_rows import (
     exchange_size,

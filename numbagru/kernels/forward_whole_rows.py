@@ -25,7 +25,7 @@ from numbagru.gates import (
     whole_rows_of_candidates,
     whole_rows_of_gates,
 )
-from numbagru.kernels.forward_step import (
+from numbagru.kernels.forward_tile import (
     any_active,
     drop_reset_states,
     finish,

@@ -21,7 +21,9 @@ from numbagru.gates import (
     step_reset_after,
 )
 from numbagru.kernels.backward_arrays import GROUP
-from numbagru.kernels.forward_step import add_of_zeros
+from numbagru.kernels.forward_tile import (
+    add_of_zeros,
+)
 from numbagru.kernels.panels import ALIGNING, pack_panel, start_sums, sum_zeros
 from numbagru.kernels.register_tiles import MOST_COLUMNS
 from numbagru.kernels.simd import (
