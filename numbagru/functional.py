@@ -250,8 +250,8 @@ def _backward(
     results = Results(
         d_x_rows[:, ::-1] if config.go_backwards else d_x_rows,
         empty((B, U), dtype),
-        empty((F, 3 * U), dtype),
-        empty((U, 3 * U), dtype),
+        place.gradients((F, 3 * U), dtype),
+        place.gradients((U, 3 * U), dtype),
         bias.reshape(-1),
     )
     rows = rows_per_part(B, T, F, U, dtype.itemsize)

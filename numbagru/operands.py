@@ -181,6 +181,10 @@ class Operands:
         """Make an array that the caller gets."""
         return np.empty(shape, dtype)
 
+    def gradients(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """Make an array for the gradients of a weight that the caller gets."""
+        return memory.result_maker(shape, dtype)()
+
     def work(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """Make an array that nobody else sees."""
         return memory.empty(shape, dtype)

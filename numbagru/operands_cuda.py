@@ -146,6 +146,10 @@ class Device(Operands):
         self.run(elementwise.fill(array))
         return array
 
+    def gradients(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """Make an array as `empty`."""
+        return self.empty(shape, dtype)
+
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """Make an array that the caller gets, by the caller's library."""
         with self._driver.on(self.number):

@@ -164,6 +164,7 @@ def training(config: Any, shape: tuple[int, ...]) -> Callable[..., Any] | None:
     sequences = config.return_sequences
     both = config.return_state and not sequences
     W_shape, R_shape, b_shape = (F, 3 * U), (U, 3 * U), bias_shape(config)
+    make_W, make_R = (memory.result_maker(s, dtype) for s in (W_shape, R_shape))
     ndarray, empty = np.ndarray, np.empty
 
     def vjp(weights: Any, x: np.ndarray, h0: Any) -> tuple[Any, Any] | None:
@@ -201,8 +202,7 @@ def training(config: Any, shape: tuple[int, ...]) -> Callable[..., Any] | None:
                     )
                 )
             d_x, d_h0 = empty(shape, dtype), empty(h_shape, dtype)
-            d_W, d_R = empty(W_shape, dtype), empty(R_shape, dtype)
-            d_bias = empty(b_shape, dtype)
+            d_W, d_R, d_bias = make_W(), make_R(), empty(b_shape, dtype)
             results = Results(d_x, d_h0, d_W, d_R, d_bias.reshape(-1))
             backward(call, given, out, rows, results, threads_of(config))
             return Gradients(d_x, d_h0, d_W, d_R, d_bias if config.use_bias else None)

@@ -24,6 +24,7 @@ from numbagru.functional import (
     gru_vjp,
     set_num_threads,
 )
+from numbagru.kernels import weight_gradients
 from numbagru.kernels.vector_ir import registers_of
 
 VARIANTS = [(True, "float32"), (False, "float64")]
@@ -370,6 +371,23 @@ def test_threads_of_our_own(problem, threads):
         results.append(everything(problem))
     for other in results[1:]:
         same(other, results[0])
+
+
+@pytest.mark.parametrize(("B", "T", "U"), [(40, 3, 32), (70, 1, 32), (20, 2, 256)])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_last_part_of_the_rows_may_be_packed_or_not(B, T, U, variant, monkeypatch):
+    """And gradients of large weights start a cache line."""
+    problem = Problem(B, T, 3, U, variant, "auto", False, seed=0)
+    results = []
+    for wide in (1, 10**9):
+        monkeypatch.setattr(weight_gradients, "_WIDE_BYTES", wide)
+        results.append(problem.gradients())
+    same(*results)
+    kernels = [
+        array for array in results[0] if array.nbytes >= 2**16 and len(array) != B
+    ]
+    assert all(array.ctypes.data % 64 == 0 for array in kernels)
+    assert len(kernels) == (1 if U == 256 else 0)
 
 
 @pytest.mark.parametrize("family", ["auto", False])

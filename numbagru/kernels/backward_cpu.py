@@ -117,4 +117,4 @@ def backward(
         out.saved, out.states, rows_per_part, *results, gradients,
     )  # fmt: skip
     ways.run(lambda plan: run(entry, arguments, plan.threads, plan.together))
-    collect(gradients, results, most)
+    collect(gradients, count, results, most)

@@ -54,8 +54,9 @@ from numbagru.kernels.team import (
     is_first,
     leave,
     next_item,
+    pieces,
 )
-from numbagru.kernels.weight_gradients import give_biases, unpacked_parts
+from numbagru.kernels.weight_gradients import give_biases
 from numbagru.scalar import widest_vectors
 
 # Of few steps more rows, so that a chunk has some samples.
@@ -108,7 +109,7 @@ def backward_parts(reset_after, per_gate, whole_rows):
         start = enter(words, helper, own)
         if together and helper:
             shared = numbers_at(shared, words[SHARED])
-        count = gradients.shape[0] + unpacked_parts(U, width)
+        count = max(1, pieces(a.B, rows_per_part))
         k = 0 if together else next_item(words, helper, -1, count)
         while start >= 0 and k < count:
             direct = k == gradients.shape[0]

@@ -210,4 +210,4 @@ def work_size(real: types.Float, B: int, units: int) -> int:
     tiles = panels * (B + 3)
     V = panels * lanes(real)
     scratch = SECTIONS * tile_size_of(real) * tiles
-    return OWN_ALIGNED + scratch + 4 * B * V + B + lanes(real)
+    return OWN_ALIGNED + scratch + 4 * B * V + padded(B, lanes(real)) + lanes(real)

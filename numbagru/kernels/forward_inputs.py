@@ -51,11 +51,20 @@ def helpers_multiply_inputs(a, words, n):
 
 
 @routine
+def sums_row(a):
+    """Count the numbers from the sums of one step to those of the next.
+
+    One vector more than they have: with 256 units, those of all steps of a group would
+    lie in the same sets of the first-level cache.
+    """
+    return 4 * padded_units(a) + vector_lanes(a.x)
+
+
+@routine
 def multiply_inputs(a, b, t, first, stop, sums):
     """Make the sums of one row's inputs for a group of steps: rows of a tile."""
     width, most = vector_lanes(a.x), most_rows(a.x)
-    P = pieces(a.U, width)
-    apart = P * 4 * width
+    apart = sums_row(a)
     count = min(GROUP_STEPS, a.T - t)
     for p in range(first, stop):
         w = at(a.panels, p * (a.F + a.U) * 3 * width)
@@ -78,7 +87,7 @@ def _multiply_item(a, words, item, sums):
     P = _panels(a)
     group, p = item // P, item % P
     place = group % MOST_GROUPS
-    target = at(sums, place * GROUP_STEPS * 4 * padded_units(a))
+    target = at(sums, place * GROUP_STEPS * sums_row(a))
     multiply_inputs(a, 0, group * GROUP_STEPS, p, p + 1, target)
     add(at(words, AHEAD + place), 1)
 
@@ -135,4 +144,4 @@ def take_group(a, words, t, sums):
         else:
             spins = wait_a_little(words, spins)
     note_waiting(words, spins)
-    return at(sums, place * GROUP_STEPS * 4 * padded_units(a))
+    return at(sums, place * GROUP_STEPS * sums_row(a))

