@@ -56,7 +56,9 @@ class Arrays(NamedTuple):
     d_state: Any
     has_d_state: Any
     saved: Any
+    saved_row: Any
     states: Any
+    states_row: Any
     d_x: Any
     d_x_row: Any
     d_x_step: Any
@@ -82,7 +84,8 @@ def arrays(data):
         zero_output, first_is_state,
         pointer(d_y), d_y.strides[0] // size, d_y.strides[1] // size, d_y.size > 0,
         pointer(d_last), d_last.size > 0, pointer(d_state), d_state.size > 0,
-        pointer(saved), pointer(states),
+        pointer(saved), saved.strides[0] // size, pointer(states),
+        states.strides[0] // size,
         pointer(d_x), d_x.strides[0] // size, d_x.strides[1] // size, pointer(d_h0),
     )  # fmt: skip
 

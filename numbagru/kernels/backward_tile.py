@@ -69,7 +69,7 @@ def load_gates(a, s, size, b, i, m, p, t):
     V = rounded_up(a.U, width)
     ahead = steps_ahead(V)
     for r in range(m):
-        saved = at(a.saved, ((b + i + r) * a.T + t) * 4 * V + p * width)
+        saved = at(a.saved, (b + i + r) * a.saved_row + t * 4 * V + p * width)
         for gate in range(4):
             copy_vector(at(s, gate * size + r * width), at(saved, gate * V))
             ask_for(at(saved, (gate - 4 * ahead) * V))
@@ -79,13 +79,13 @@ def load_gates(a, s, size, b, i, m, p, t):
 def load_states(a, w, s, size, b, i, m, p, t):
     """Bring a panel's old states and gradients into scratch."""
     width = vector_lanes(a.x)
-    T, U = a.T, a.U
+    U = a.U
     V = rounded_up(U, width)
     first, ahead = p * width, steps_ahead(V)
     states, d = at(s, H * size), at(s, D * size)
     if t > 0:
         for r in range(m):
-            old = at(a.states, ((b + i + r) * T + t - 1) * V + first)
+            old = at(a.states, (b + i + r) * a.states_row + (t - 1) * V + first)
             copy_vector(at(states, r * width), old)
             ask_for(at(old, -ahead * V))
     else:

@@ -56,7 +56,9 @@ class Arrays(NamedTuple):
     state: Any
     ending: Any  # whether those two are wanted
     saved: Any
+    saved_row: Any
     states: Any
+    states_row: Any
     saving: Any  # whether those two are wanted
 
 
@@ -83,8 +85,9 @@ def arrays(data):
         pointer(x_drop), x_drop.size > 0, pointer(h_drop), h_drop.size > 0, x.shape[0],
         zero_output, first_is_state,
         pointer(y), y.strides[0] // size, y.strides[1] // size, y.size > 0,
-        pointer(last), pointer(state), last.size > 0, pointer(saved), pointer(states),
-        saved.size > 0,
+        pointer(last), pointer(state), last.size > 0,
+        pointer(saved), saved.strides[0] // size, pointer(states),
+        states.strides[0] // size, saved.size > 0,
     )  # fmt: skip
 
 
@@ -118,7 +121,7 @@ class BareArrays(NamedTuple):
     saved: Any
     states: Any
 
-    mask_row = mask_step = B = 0
+    mask_row = mask_step = B = saved_row = states_row = 0
     masked = drops_x = drops_h = zero_output = first_is_state = False
     saving = False
 

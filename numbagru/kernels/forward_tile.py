@@ -164,14 +164,14 @@ def save(
     if t + 1 < a.T:
         for q in range(panels):
             for i in range(m):
-                state = at(a.states, ((b + i) * a.T + t) * V + first + q * width)
+                state = at(a.states, (b + i) * a.states_row + t * V + first + q * width)
                 copy_vector(state, at(h_new, i * V + q * width))
                 ask_for(at(state, steps * V))
     for q in range(panels):
         for i in range(m):
             if not a.masked or active[i] != 0:
                 lane = q * s_panel + i * s_row
-                place = ((b + i) * a.T + t) * 4 * V + first + q * width
+                place = (b + i) * a.saved_row + t * 4 * V + first + q * width
                 saved = at(a.saved, place)
                 copy_vector(at(saved, Z * V), at(s, z * size + lane))
                 copy_vector(at(saved, R * V), at(s, r * size + lane))

@@ -108,13 +108,14 @@ def _backward_gates(words, helper, data):
     act, rec, d_act, d_rec, h0, d_y, d_last, d_state, saved, d, d_h0 = data
     B, U = h0.shape
     width, apart = vector_lanes(h0), line(U)
+    saved_row = saved.strides[0] // saved.itemsize
     d_row = sums_row(U, width)
     work = np.zeros(D_SECTIONS * apart, h0.dtype)
     s = pointer(work)
     b = next_item(words, helper, -1, B)
     while b < B:
         for gate in range(4):
-            copy(at(s, gate * apart), at(pointer(saved), (b * 4 + gate) * U), U)
+            copy(at(s, gate * apart), at(pointer(saved), b * saved_row + gate * U), U)
         copy(at(s, H * apart), at(pointer(h0), b * U), U)
         total = at(s, D * apart)
         if d_state.size > 0:

@@ -176,6 +176,7 @@ def _forward_gates(words, helper, data):
     apart = line(U)
     size = B * apart
     count = pieces(B, _GATE_ROWS)
+    saved_row = saved.strides[0] // saved.itemsize
     item = next_item(words, helper, -1, count)
     while item < count:
         first, stop = item * _GATE_ROWS, min(B, (item + 1) * _GATE_ROWS)
@@ -199,7 +200,7 @@ def _forward_gates(words, helper, data):
             copy(at(pointer(state), b * U), h, U)
             copy(at(pointer(states), b * U), h, U)
             for gate in range(4):
-                target = at(pointer(saved), (b * 4 + gate) * U)
+                target = at(pointer(saved), b * saved_row + gate * U)
                 copy(target, at(s, kept[gate] * size + row), U)
         item = next_item(words, helper, item, count)
     hold(h0)
