@@ -373,6 +373,24 @@ def test_threads_of_our_own(problem, threads):
         same(other, results[0])
 
 
+@pytest.mark.parametrize("B", [1, 7])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_threads_and_activations_of_whole_rows(B, variant, masked, threads):
+    """As many units as threads cannot share evenly, and more threads than panels."""
+    for names in (("softmax", "sigmoid"), ("tanh", "softmax"), ("softmax", "softmax")):
+        problem = Problem(B, 20, 3, 110, variant, "auto", masked, seed=0)
+        problem.config = problem.config_of(
+            activation=names[0], recurrent_activation=names[1]
+        )
+        results = []
+        for count in (1, 2, 3, 16):
+            threads(count)
+            results.append(everything(problem))
+        for other in results[1:]:
+            same(other, results[0])
+
+
 @pytest.mark.parametrize(("B", "T", "U"), [(40, 3, 32), (70, 1, 32), (20, 2, 256)])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_last_part_of_the_rows_may_be_packed_or_not(B, T, U, variant, monkeypatch):

@@ -181,22 +181,24 @@ def _part_size(F: int, U: int, width: int) -> int:
     return V // width * panel_size.py_func(groups, width)
 
 
-def packed_parts(count: int, U: int, dtype: np.dtype) -> int:
+def packed_parts(count: int, F: int, U: int, dtype: np.dtype) -> int:
     """Count those of so many parts that are packed: all, or all but the last.
 
     That one need not be copied. In wide layers, where there are several, it is packed
     too: rows of a tile that are some KiB apart lie in the same sets of the first-level
-    cache (128x20x256x1024 trained in 214 ms instead of 223; but 8x100x64x512 and
-    1x50x128x1024, of one part, in 1.06 of their time, Emerald Rapids).
+    cache (64x50x128x512 trained in 0.99 of its time; but 8x100x64x512, of one part, in
+    1.06, Emerald Rapids). Larger ones would need too much memory: 128x20x256x1024 took
+    0.96 of its time, and 81 MiB instead of 58.
     """
-    wide = count > 1 and U * dtype.itemsize >= _WIDE_BYTES
+    fits = (F + U) * 3 * U * dtype.itemsize <= _PART_BYTES // 4
+    wide = count > 1 and fits and U * dtype.itemsize >= _WIDE_BYTES
     return count if wide or U % lanes(REAL[dtype]) > 0 else count - 1
 
 
 def make_parts(count: int, F: int, U: int, dtype: np.dtype) -> np.ndarray:
     """Make memory for those of so many parts that are packed."""
     width = lanes(REAL[dtype])
-    packed = packed_parts(count, U, dtype)
+    packed = packed_parts(count, F, U, dtype)
     if packed == 0:
         return _NO_PARTS[dtype]
     return memory.empty((packed, _part_size(F, U, width)), dtype)
