@@ -124,7 +124,11 @@ def _before(a, b, total, capacity, step_number):
 
 
 def block_of(reset_after, per_gate, whole_rows):
-    """Make the loop of one block of rows back through time."""
+    """Make the loop of one block of rows back through time.
+
+    It returns whether this thread stayed to the end: one that came too late has left
+    all of the block to the others.
+    """
     make_step = make_step_reset_after if reset_after else make_step_reset_before
     step = make_step(per_gate, whole_rows)
     gates = 3 if reset_after else 2
@@ -189,6 +193,7 @@ def block_of(reset_after, per_gate, whole_rows):
         if stays:
             _enter_rows(a, w, own, b, n, total, -1)
             _give_initial(a, w, own, b, total)
+        return stays
 
     return block
 

@@ -127,13 +127,14 @@ def backward_parts(reset_after, per_gate, whole_rows):
                     clear(w.bias, 4 * V)
                 else:
                     clear(part, gradients.shape[1])
+            stays = first < stop
             for b in range(first, stop, rows):
                 n = min(rows, stop - b)
-                block(
+                stays = block(
                     a, w, act, rec, d_act, d_rec, words, own, b, n, at_once, capacity,
                     start, b > first,
                 )  # fmt: skip
-            if reset_after and not per_gate and states_alike(a) and first < stop:
+            if reset_after and not per_gate and states_alike(a) and stays:
                 repeat_states(a, w, own)
             if direct and is_first(own):
                 give_biases(w.bias, d_bias, U, width)
