@@ -149,21 +149,25 @@ def _pack_all(words, helper, data):
     weights = aligned(pointer(packed))
     zero = np.zeros(1, W.dtype)
     panels, inputs = pieces(U, width), pieces(F, width)
-    total = panels + inputs + panels
+    total = 2 * panels + inputs
     item = next_item(words, helper, -1, total)
     while item < total:
-        if item < panels:
+        # In turns, as many of each per panel: threads that will share the units of a
+        # step then find in their own caches most of what they need.
+        p = item * panels // total
+        first = (p * total + panels - 1) // panels
+        place = item - first
+        if place == 0:
             _pack_sums(
-                W, R, bias, item, weights, at(weights, starts), at(weights, of_zeros),
+                W, R, bias, p, weights, at(weights, starts), at(weights, of_zeros),
                 pointer(zero),
             )  # fmt: skip
+        elif place == 1:
+            vectors = at(at(weights, recurrent), p * 3 * U * width)
+            transpose(R, 0, p, vectors)
         else:
-            v = item - panels
-            states = v >= inputs
-            place = v - inputs if states else v
-            vectors = at(weights, recurrent if states else kernel)
-            vectors = at(vectors, place * 3 * U * width)
-            transpose(R if states else W, 0 if states else 2, place, vectors)
+            v = first - 2 * p + place - 2
+            transpose(W, 2, v, at(at(weights, kernel), v * 3 * U * width))
         item = next_item(words, helper, item, total)
     hold(zero)
     hold(W)
