@@ -164,21 +164,6 @@ def sums_row(U, width):
     return 4 * U + width
 
 
-# Units from which on the lines of two steps do not fit into the second-level cache
-# together with the weights.
-_WIDE = 256
-
-
-@routine
-def steps_ahead(V):
-    """How many steps before they are taken lines are asked for.
-
-    One alone, 2048x50x16x64 took 37.7 ms instead of 36.9, 8x5000x8x64 14.2 instead of
-    13.9; but of 256 units 31.9 instead of 32.5 (Zen 4).
-    """
-    return 2 if V < _WIDE else 1
-
-
 @routine
 def counts(a, slot, t):
     """Whether a step of a row is not masked."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from numbagru._jit import routine, section
 from numbagru.kernels.backward_arrays import (
     counts,
-    steps_ahead,
 )
 from numbagru.kernels.backward_chunk import (
     add_chunk,
@@ -60,7 +59,7 @@ def _take_output_gradients(a, w, own, b, first, n, t):
         d_last = at(a.d_last, row * U)
         if a.has_d_y:
             for u in range(start, stop, width):
-                ask_for(at(d_y, u - steps_ahead(V) * a.d_y_step))
+                ask_for(at(d_y, u - a.d_y_step))
         if not a.masked:
             if a.has_d_y:
                 for u in range(start, stop, width):

@@ -56,11 +56,8 @@ from numbagru.kernels.team import (
     next_item,
     pieces,
 )
-from numbagru.kernels.weight_gradients import give_biases
+from numbagru.kernels.weight_gradients import block_rows, give_biases
 from numbagru.scalar import widest_vectors
-
-# Of few steps more rows, so that a chunk has some samples.
-MOST_BLOCK_ROWS, MOST_BLOCK_ROWS_OF_A_STEP = 32, 64
 
 
 @functools.cache
@@ -77,8 +74,7 @@ def backward_parts(reset_after, per_gate, whole_rows):
         width = vector_lanes(a.x)
         F, U = a.F, a.U
         V = rounded_up(U, width)
-        most = max(MOST_BLOCK_ROWS, MOST_BLOCK_ROWS_OF_A_STEP // max(1, a.T))
-        rows = min(rows_per_part, most)
+        rows = block_rows(rows_per_part, a.T, U)
         at_once = steps_at_once(rows, a.masked, per_gate)
         capacity = chunk_capacity(a.T, F, U, width, x.itemsize, rows)
         states = rounded_up(V, GROUP) // GROUP

@@ -187,12 +187,14 @@ def _give_d_x(a, w, first, stop, b, n, t, steps):
     """Bring vectors of the gradients of some steps' inputs where they belong."""
     width = vector_lanes(a.x)
     F, FV = a.F, rounded_up(a.F, width)
-    for i in range(steps * n):
-        step = t + steps - 1 - i // n
-        target = at(a.d_x, row_of(a, b + i % n) * a.d_x_row + step * a.d_x_step)
-        for v in range(first, stop):
-            place = v * width
-            write_vector(at(target, place), at(w.d_x, i * FV + place), width, F - place)
+    source = w.d_x
+    for step in range(t + steps - 1, t - 1, -1):
+        for i in range(n):
+            target = at(a.d_x, row_of(a, b + i) * a.d_x_row + step * a.d_x_step)
+            for v in range(first, stop):
+                place = v * width
+                write_vector(at(target, place), at(source, place), width, F - place)
+            source = at(source, FV)
 
 
 @section

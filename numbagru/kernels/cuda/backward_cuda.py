@@ -7,10 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from numbagru.kernels.backward_parts import (
-    MOST_BLOCK_ROWS,
-    MOST_BLOCK_ROWS_OF_A_STEP,
-)
 from numbagru.kernels.call import REAL, Call, Cotangents, Outputs, Results
 from numbagru.kernels.cuda import (
     backward_grid,
@@ -23,6 +19,7 @@ from numbagru.kernels.cuda import (
 )
 from numbagru.kernels.cuda.launch import Launch, scalars_of, strides
 from numbagru.kernels.cuda.limits import Split, copies
+from numbagru.kernels.weight_gradients import block_rows as rows_at_once
 
 _rows = functools.cache(backward_rows.make)
 _grid = functools.cache(backward_grid.make)
@@ -89,9 +86,7 @@ def backward(
     ]  # fmt: skip
     parts = max(1, -(-B // rows_per_part))
     # The CPU's kernel goes through a part in such blocks: the order of sums.
-    block_rows = min(
-        rows_per_part, max(MOST_BLOCK_ROWS, MOST_BLOCK_ROWS_OF_A_STEP // max(1, T))
-    )
+    block_rows = rows_at_once.py_func(rows_per_part, T, U)
     masks = call.mask, *call.mask.strides, order
     for size, of_states, drop, total in (
         (F, False, call.x_drop, results.W),
