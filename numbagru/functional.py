@@ -260,7 +260,7 @@ def _backward(
         place.scale(d_x_rows, factor)
     return Gradients(
         public(d_x),
-        public(results.h0),
+        None if call.from_zeros else public(results.h0),
         public(results.W),
         public(results.R),
         public(bias) if config.use_bias else None,

@@ -121,10 +121,13 @@ class Inference:
 
 
 class Gradients(NamedTuple):
-    """Gradients of `gru`: arrays shaped as its arguments; bias None without one."""
+    """Gradients of `gru`: arrays shaped as its arguments, None for those not given.
+
+    So there is one of the initial state only where one was given, and of the bias.
+    """
 
     inputs: np.ndarray
-    initial_state: np.ndarray
+    initial_state: np.ndarray | None
     kernel: np.ndarray
     recurrent_kernel: np.ndarray
     bias: np.ndarray | None
@@ -163,6 +166,9 @@ def training(config: Any, shape: tuple[int, ...]) -> Callable[..., Any] | None:
     rows = rows_per_part(B, T, F, U, dtype.itemsize)
     sequences = config.return_sequences
     both = config.return_state and not sequences
+    # Then it need not be written once more, as in `Inference.call`.
+    last_in_y = sequences and not config.return_state and T > 0
+    no_last = np.empty((0, U), dtype)
     W_shape, R_shape, b_shape = (F, 3 * U), (U, 3 * U), bias_shape(config)
     make_W, make_R = (memory.result_maker(s, dtype) for s in (W_shape, R_shape))
     ndarray, empty = np.ndarray, np.empty
@@ -176,11 +182,13 @@ def training(config: Any, shape: tuple[int, ...]) -> Callable[..., Any] | None:
         from_zeros, h0 = h0 is None, HOST.state(h0, h_shape, dtype)
         call = Call(config, x, h0, from_zeros, NO_MASK, weights, *like_all)
         y = empty(y_shape, dtype) if sequences else no_sequence
-        last = empty(h_shape, dtype)
+        last = no_last if last_in_y else empty(h_shape, dtype)
         # Without a mask the last output is the state.
         state = empty(h_shape, dtype) if both else last
         out = Outputs(y, last, state, saved(), states())
         forward(call, out, threads_of(config))
+        if last_in_y:
+            last = state = y[:, -1]
 
         def pullback(
             d_last_output: Any = None, d_outputs: Any = None, d_state: Any = None
@@ -201,11 +209,18 @@ def training(config: Any, shape: tuple[int, ...]) -> Callable[..., Any] | None:
                         config, shape, dtype, d_outputs, d_last_output, d_state
                     )
                 )
-            d_x, d_h0 = empty(shape, dtype), empty(h_shape, dtype)
+            d_x = empty(shape, dtype)
+            d_h0 = no_state if from_zeros else empty(h_shape, dtype)
             d_W, d_R, d_bias = make_W(), make_R(), empty(b_shape, dtype)
             results = Results(d_x, d_h0, d_W, d_R, d_bias.reshape(-1))
             backward(call, given, out, rows, results, threads_of(config))
-            return Gradients(d_x, d_h0, d_W, d_R, d_bias if config.use_bias else None)
+            return Gradients(
+                d_x,
+                None if from_zeros else d_h0,
+                d_W,
+                d_R,
+                d_bias if config.use_bias else None,
+            )
 
         return (last, y if sequences else None, state), pullback
 

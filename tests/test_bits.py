@@ -334,7 +334,9 @@ def test_training_without_a_state_starts_from_zeros(B, T, F, U, options, finite)
     for h0 in (None, np.zeros((B, U), dtype)):
         weights = Weights(W, R, bias, config.reset_after)
         outputs, pullback = gru_vjp(config, weights, x, h0, recurrent_dropout=drop)
-        results.append([*outputs, *pullback(None, d, None)])
+        gradients = pullback(None, d, None)
+        assert (gradients.initial_state is None) == (h0 is None)
+        results.append([*outputs, gradients.inputs, *gradients[2:]])
     for one, other in zip(*results, strict=True):
         np.testing.assert_array_equal(bits(one), bits(other))
 

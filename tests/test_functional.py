@@ -328,7 +328,8 @@ def test_results_belong_to_the_caller(names):
         gradients = pullback(*cotangents)
         assert_same(gradients, expected[6:])
         for array in gradients:
-            array[...] = np.nan
+            if array is not None:
+                array[...] = np.nan
     for array in gru(config, WEIGHTS, **given):
         array[...] = np.nan
     assert_same(everything(config, given), expected)
@@ -377,9 +378,28 @@ def test_no_rows_or_no_steps(shape, family, masked):
 
 
 def test_no_cotangent_gives_zeros():
-    _, pullback = gru_vjp(config_of(), WEIGHTS, X)
+    _, pullback = gru_vjp(config_of(), WEIGHTS, X, VALID["initial_state"])
     for gradient in pullback():
         assert not gradient.any()
+
+
+@pytest.mark.parametrize("shape", [(B, T), (B, 1), (0, T), (B, 0)])
+@pytest.mark.parametrize("family", ["auto", False])
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_are_of_what_was_given(shape, family, masked):
+    config = config_of(use_cudnn=family, use_bias=False)
+    weights = Weights(WEIGHTS.kernel, WEIGHTS.recurrent_kernel, None, True)
+    x, mask = random(*shape, F), np.ones(shape, bool) if masked else None
+    d_y = random(*shape, U)
+    given, none = (
+        gru_vjp(config, weights, x, h0, mask)[1](None, d_y)
+        for h0 in (np.zeros((shape[0], U), "float32"), None)
+    )
+    assert given.initial_state.shape == (shape[0], U)
+    assert none.initial_state is None
+    assert given.bias is None
+    assert none.bias is None
+    assert_same((none.inputs, *none[2:4]), (given.inputs, *given[2:4]))
 
 
 def test_weights_are_one_thing_for_many_configs():

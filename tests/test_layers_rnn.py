@@ -292,6 +292,7 @@ def test_users_gradient(profile, zero):
         (d_h, central_difference(lambda v: objective(x, v), h)),
     ):
         np.testing.assert_allclose(actual, desired, rtol=1e-6, atol=1e-8)
+    assert layer.vjp(x, mask=LEFT)[1](d_y).initial_state is None
 
 
 def test_no_gradient_through_a_cell_without_one():

@@ -149,6 +149,31 @@ def test_the_recorded_state_is_the_initial_state():
     assert np.any(layer.states[0].value != h)
 
 
+@pytest.mark.parametrize(
+    ("layer", "count"),
+    [
+        (gru(), 1),
+        (gru(dropout=0.5), 1),
+        (layers.RNN(layers.GRUCell(U), dtype="float64"), 1),
+        (layers.RNN([layers.GRUCell(U), layers.GRUCell(U)], dtype="float64"), 2),
+        (layers.Bidirectional(gru(), dtype="float64"), 2),
+    ],
+)
+@pytest.mark.parametrize("mask", [None, GAPS])
+def test_states_that_nobody_gave_have_no_gradient(layer, count, mask):
+    x = random(B, T, F)
+    y, pullback = layer.vjp(x, mask=mask)
+    ones = np.ones_like(y)
+    none = pullback(ones)
+    assert none.initial_state is None
+    zeros = [np.zeros((B, U))] * count
+    given = layer.vjp(x, initial_state=zeros, mask=mask)[1](ones)
+    assert [np.shape(g) for g in leaves(given.initial_state)] == [(B, U)] * count
+    np.testing.assert_array_equal(none.inputs, given.inputs)
+    for one, other in zip(none.weights, given.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_parts_of_a_cotangent_may_be_left_out():
     x, h0 = random(B, T, F), random(B, U)
     layer = gru(**BOTH)

@@ -172,11 +172,15 @@ def block_of(reset_after, per_gate, whole_rows):
             else:
                 n = _going_at(a, b, n, total, t)
             if stays:
+                # Nobody asks for the gradients of states that nobody gave.
+                asked = t > 0 or a.has_h0
                 if per_gate:
-                    add_to_dh_per_gate(a, w, own, n, e, gates)
+                    if asked:
+                        add_to_dh_per_gate(a, w, own, n, e, gates)
                     input_gradient_per_gate(a, w, own, e, b, n, t)
                 else:
-                    add_to_dh(a, w, own, n, e, gates)
+                    if asked:
+                        add_to_dh(a, w, own, n, e, gates)
                     steps = slot % at_once + 1
                     if steps == at_once or t == 0:
                         oldest = at(e, (1 - steps) * total * w.e_row)
@@ -191,7 +195,8 @@ def block_of(reset_after, per_gate, whole_rows):
             step_number += 1
         if stays:
             _enter_rows(a, w, own, b, n, total, -1)
-            _give_initial(a, w, own, b, total)
+            if a.has_h0:
+                _give_initial(a, w, own, b, total)
         return stays
 
     return block

@@ -115,7 +115,7 @@ class Results(NamedTuple):
     """Where the backward kernels write."""
 
     x: np.ndarray
-    h0: np.ndarray
+    h0: np.ndarray  # (B, U), maybe (0, 0) where none was given: then left as it is
     W: np.ndarray  # (F, 3 U)
     R: np.ndarray  # (U, 3 U)
     bias: np.ndarray  # (6 U,), (3 U,) or, without one, (0,)

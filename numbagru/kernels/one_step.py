@@ -72,7 +72,7 @@ def forward(call: Call, out: Outputs, most: int) -> None:
     weights = call.weights
     arguments = (
         *first, call.x, call.h0, call.from_zeros, weights.kernel,
-        weights.recurrent_kernel, weights.flat_bias, *out,
+        weights.recurrent_kernel, weights.flat_bias, *out[:-1],
     )  # fmt: skip
     run(entry, arguments, threads)
 

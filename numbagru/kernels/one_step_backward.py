@@ -15,9 +15,10 @@ from numbagru.gates import (
     line,
 )
 from numbagru.kernels.backward_arrays import sums_row
-from numbagru.kernels.panels import transpose
+from numbagru.kernels.panels import ALIGNING, transpose
 from numbagru.kernels.register_tiles import MOST_COLUMNS
 from numbagru.kernels.simd import (
+    aligned,
     at,
     clear,
     copy,
@@ -129,9 +130,10 @@ def _backward_gates(words, helper, data):
                 total[u] += d_last[b, u]
         d_step_reset_after(act, rec, d_act, d_rec, s, apart, apart, U)
         for gate in range(4):
-            target = at(pointer(d), b * d_row + gate * U)
+            target = at(aligned(pointer(d)), b * d_row + gate * U)
             copy(target, at(s, (D_HH + gate) * apart), U)
-        copy(at(pointer(d_h0), b * U), total, U)
+        if d_h0.size > 0:
+            copy(at(pointer(d_h0), b * U), total, U)
         b = next_item(words, helper, b, B)
     hold(work)
     hold(h0)
@@ -159,16 +161,17 @@ def _backward_products(words, helper, data):
     """Multiply the gradients of the sums: vectors of dh, of d_x, rows of weights."""
     x, h0, from_zeros, W, weights, d_sums, d_x, d_h0, d_W, d_weights, d_bias = data
     B, F, U = x.shape[0], x.shape[2], h0.shape[1]
-    width, d = vector_lanes(x), pointer(d_sums)
+    width, d = vector_lanes(x), aligned(pointer(d_sums))
     x_row, d_row = x.strides[0] // x.itemsize, sums_row(U, width)
     # What a block of columns works with: its part of d_x, and transposed weights.
     each = MOST_COLUMNS * width
-    work = np.empty(B * each + each * 3 * U + 1, x.dtype)
-    inputs = pointer(work)
+    work = np.empty(B * each + each * 3 * U + 1 + ALIGNING, x.dtype)
+    inputs = aligned(pointer(work))
     scratch = at(inputs, B * each)
     one = at(scratch, each * 3 * U)
     one[0] = 1
-    states, features = pieces(U, each), pieces(F, each)
+    states = 0 if from_zeros else pieces(U, each)
+    features = pieces(F, each)
     of_kernel = states + features
     of_recurrent = of_kernel + pieces(F, _WEIGHT_ROWS)
     rows = _SAME_ROWS if from_zeros else _WEIGHT_ROWS
@@ -236,7 +239,7 @@ def one_step_backward(
     """Run the step back."""
     B, U = h0.shape
     # Gradients of the sums: candidate, z, r, candidate's recurrent part.
-    d = np.empty(B * sums_row(U, vector_lanes(x)), x.dtype)
+    d = np.empty(B * sums_row(U, vector_lanes(x)) + ALIGNING, x.dtype)
     _share_slopes(
         None, pointer(words),
         (act, rec, d_act, d_rec, h0, d_y, d_last, d_state, saved, d, d_h0),

@@ -153,12 +153,13 @@ def _forward_sums(words, helper, data):
     size = B * apart
     if B <= GROUP:
         _sums_of_units(
-            words, helper, x, h0, W, weights, biases, pointer(work), size, apart
+            words, helper, x, h0, W, weights, biases, aligned(pointer(work)), size,
+            apart,
         )  # fmt: skip
     else:
         _sums_of_panels(
-            words, helper, x, h0, from_zeros, W, weights, biases, pointer(work), size,
-            apart,
+            words, helper, x, h0, from_zeros, W, weights, biases,
+            aligned(pointer(work)), size, apart,
         )  # fmt: skip
     hold(x)
     hold(h0)
@@ -171,7 +172,7 @@ def _forward_sums(words, helper, data):
 @body
 def _forward_gates(words, helper, data):
     """Turn the sums into gates and states, some rows after the other."""
-    act, rec, h0, y, last, state, saved, states, work = data
+    act, rec, h0, y, last, state, saved, work = data
     B, U = h0.shape
     apart = line(U)
     size = B * apart
@@ -180,7 +181,7 @@ def _forward_gates(words, helper, data):
     item = next_item(words, helper, -1, count)
     while item < count:
         first, stop = item * _GATE_ROWS, min(B, (item + 1) * _GATE_ROWS)
-        s = at(pointer(work), first * apart)
+        s = at(aligned(pointer(work)), first * apart)
         for b in range(first, stop):
             h = at(s, H * size + (b - first) * apart)
             copy(h, at(pointer(h0), b * U), U)
@@ -196,9 +197,9 @@ def _forward_gates(words, helper, data):
             h = at(s, H * size + row)
             if y.size > 0:
                 copy(at(pointer(y), b * (y.strides[0] // y.itemsize)), h, U)
-            copy(at(pointer(last), b * U), h, U)
-            copy(at(pointer(state), b * U), h, U)
-            copy(at(pointer(states), b * U), h, U)
+            if last.size > 0:
+                copy(at(pointer(last), b * U), h, U)
+                copy(at(pointer(state), b * U), h, U)
             for gate in range(4):
                 target = at(pointer(saved), b * saved_row + gate * U)
                 copy(target, at(s, kept[gate] * size + row), U)
@@ -208,7 +209,6 @@ def _forward_gates(words, helper, data):
     hold(last)
     hold(state)
     hold(saved)
-    hold(states)
     hold(work)
 
 
@@ -216,18 +216,15 @@ _share_sums, _share_gates = sharing(_forward_sums), sharing(_forward_gates)
 
 
 def one_step_forward(
-    act, rec, x, h0, from_zeros, W, weights, biases, y, last, state, saved, states,
-    words,
-):  # fmt: skip
+    act, rec, x, h0, from_zeros, W, weights, biases, y, last, state, saved, words
+):
     """Run one step; arrays as of the other kernels."""
     B, U = h0.shape
-    work = np.empty(SECTIONS * B * line(U), x.dtype)
+    work = np.empty(SECTIONS * B * line(U) + ALIGNING, x.dtype)
     if line(U) > U:
         clear(pointer(work), work.size)
     _share_sums(None, pointer(words), (x, h0, from_zeros, W, weights, biases, work))
-    _share_gates(
-        None, pointer(words), (act, rec, h0, y, last, state, saved, states, work)
-    )
+    _share_gates(None, pointer(words), (act, rec, h0, y, last, state, saved, work))
     hold(work)
 
 
@@ -237,7 +234,7 @@ def _signature(real, act, rec):
 
     return (
         act, rec, array(3, "A"), array(2), types.boolean, array(2), array(2), array(1),
-        array(3, "A"), array(2), array(2), array(4), array(3), WORD_ARRAY,
+        array(3, "A"), array(2), array(2), array(4), WORD_ARRAY,
     )  # fmt: skip
 
 

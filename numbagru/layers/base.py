@@ -44,9 +44,10 @@ _build_lock = threading.RLock()
 class Grads(NamedTuple):
     """What a pullback returns.
 
-    `inputs` has the shape of the inputs; `initial_state` is None for a layer without
-    state, an array for one state, a list for several; `weights` follows
-    `get_weights()`, trainable or not.
+    `inputs` has the shape of the inputs. `initial_state` is an array for one state, a
+    list for several, and None where there is nothing to take the gradient of: the layer
+    has no state, or none was given and, in a stateful layer, recorded. Zeros that are
+    given count, too. `weights` follows `get_weights()`, trainable or not.
     """
 
     inputs: np.ndarray

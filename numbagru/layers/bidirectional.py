@@ -275,7 +275,7 @@ class Bidirectional(TakesLengths, Layer):
             views = (place.view(part.inputs, "inputs") for part in parts)
             return Grads(
                 place.combine("add", *views),
-                [*_listed(forward.initial_state), *_listed(backward.initial_state)],
+                _joined_states(forward.initial_state, backward.initial_state),
                 forward.weights + backward.weights,
             )
 
@@ -420,6 +420,13 @@ def _halves(states: Any, name: str) -> tuple[Any, Any]:
         )
     half = len(states) // 2
     return list(states[:half]), list(states[half:])
+
+
+def _joined_states(forward: Any, backward: Any) -> list[Any] | None:
+    """Make one list of gradients of both layers' states; None where there are none."""
+    if forward is None:
+        return None
+    return [*_listed(forward), *_listed(backward)]
 
 
 def _listed(states: Any) -> list[Any]:

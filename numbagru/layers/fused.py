@@ -111,26 +111,44 @@ class Chain:
             features = cell.state_size
         return masks
 
-    def forward(self, x: Any, states: list, mask: Any, masks: Masks, *_: Any) -> tuple:
+    def forward(
+        self,
+        x: Any,
+        states: list,
+        mask: Any,
+        masks: Masks,
+        training: bool | None,
+        from_zeros: bool,
+    ) -> tuple:
         """Return `(last_output, outputs, states)`."""
         finals = []
         last = outputs = x
-        for config, cell, state, mask_i, drop in self._runs(states, mask, masks):
+        given = None if from_zeros else states
+        for config, cell, state, mask_i, drop in self._runs(given, mask, masks):
             last, outputs, final = functional.gru(
                 config, cell.packed, outputs, state, mask_i, *drop
             )
             finals.append(final)
         return last, outputs, pack_like(states, finals)
 
-    def vjp(self, x: Any, states: list, mask: Any, masks: Masks, *_: Any) -> tuple:
+    def vjp(
+        self,
+        x: Any,
+        states: list,
+        mask: Any,
+        masks: Masks,
+        training: bool | None,
+        from_zeros: bool,
+    ) -> tuple:
         """Return `(last_output, outputs, states)` and their pullback.
 
         `pull(d_last, d_outputs, d_states) -> (d_x, d_states, d_weights)`, states as
-        flat lists.
+        flat lists, gradients None for those of zeros that nobody gave.
         """
         finals, pulls = [], []
         last = outputs = x
-        for config, cell, state, mask_i, drop in self._runs(states, mask, masks):
+        given = None if from_zeros else states
+        for config, cell, state, mask_i, drop in self._runs(given, mask, masks):
             (last, outputs, final), pull = functional.gru_vjp(
                 config, cell.packed, outputs, state, mask_i, *drop
             )
@@ -154,16 +172,15 @@ class Chain:
 
         return (last, outputs, pack_like(states, finals)), pullback
 
-    def _runs(self, states: list, mask: Any, masks: Masks) -> Any:
+    def _runs(self, states: list | None, mask: Any, masks: Masks) -> Any:
         # Cells above the first see its outputs, which stand in processing order.
         clocks = [mask] * len(self.cells)
         if mask is not None and self.configs[0].go_backwards:
             mask = functional.on_host(mask)
             above = mask[::-1] if self.configs[0].time_major else mask[:, ::-1]
             clocks[1:] = [above] * (len(self.cells) - 1)
-        return zip(
-            self.configs, self.cells, flatten(states), clocks, masks, strict=True
-        )
+        states = [None] * len(self.cells) if states is None else flatten(states)
+        return zip(self.configs, self.cells, states, clocks, masks, strict=True)
 
     @property
     def weights(self) -> list[Variable]:

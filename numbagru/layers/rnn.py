@@ -33,6 +33,7 @@ class _Start(NamedTuple):
     mask: Any
     masks: Any
     training: bool | None
+    from_zeros: bool  # whether the states are zeros because there are none
 
 
 @saving.register()
@@ -224,9 +225,12 @@ class RNN(Stateful, TakesLengths, Layer):
         start = self._start(sequences, initial_state, mask, training)
         results, pull = self._scan.vjp(*start)
         out = self._finish(*results)
-        return out, self._pullback(out, pull, len(flatten(results[2])))
+        n_states = len(flatten(results[2]))
+        return out, self._pullback(out, pull, n_states, start.from_zeros)
 
-    def _pullback(self, out: Any, pull: Callable[..., tuple], n_states: int) -> Any:
+    def _pullback(
+        self, out: Any, pull: Callable[..., tuple], n_states: int, from_zeros: bool
+    ) -> Any:
         """Make the pullback of `out` from that of `Chain.vjp` or `Loop.vjp`."""
         return_sequences, scan = self.config.return_sequences, self._scan
 
@@ -237,6 +241,8 @@ class RNN(Stateful, TakesLengths, Layer):
             d_x, d_initial, d_weights = pull(d_last, d_outputs, d_states)
             if include_losses:
                 d_weights = penalized(scan.weights, d_weights)
+            if from_zeros:
+                return Grads(d_x, None, d_weights)
             single = len(d_initial) == 1
             return Grads(d_x, d_initial[0] if single else d_initial, d_weights)
 
@@ -267,11 +273,13 @@ class RNN(Stateful, TakesLengths, Layer):
         if not self.built:
             self._build(x.shape)
         rows = x.shape[self._row_axis]
+        from_zeros = states is None and not self.config.stateful
         if self.config.stateful:
             states = self._recorded_or(states, rows)
-        elif states is None:
+        elif from_zeros:
             states = self._scan.zero_state(rows)
-        return _Start(x, states, mask, self._scan.draw(x, training), training)
+        masks = self._scan.draw(x, training)
+        return _Start(x, states, mask, masks, training, from_zeros)
 
     def _finish(self, last: Any, outputs: Any, states: list[Any]) -> Any:
         """Record the state and arrange what is returned."""
@@ -323,10 +331,13 @@ class RNN(Stateful, TakesLengths, Layer):
             )
         sequences, mask = self._rectangular(sequences, mask, lengths)
         x, states, mask = self._checked(sequences, initial_state, mask)
-        if states is None:
+        from_zeros = states is None
+        if from_zeros:
             states = self._scan.zero_state(x.shape[self._row_axis])
         masks = self._scan.draw(x, training)
-        last, outputs, states = self._scan.forward(x, states, mask, masks, training)
+        last, outputs, states = self._scan.forward(
+            x, states, mask, masks, training, from_zeros
+        )
         if outputs is None:
             outputs = last[None] if self.config.time_major else last[:, None]
         return last, outputs, states

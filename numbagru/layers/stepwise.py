@@ -93,7 +93,13 @@ class Loop:
         )
 
     def forward(
-        self, x: Any, states: list, mask: Any, masks: None, training: bool | None
+        self,
+        x: Any,
+        states: list,
+        mask: Any,
+        masks: None,
+        training: bool | None,
+        from_zeros: bool,
     ) -> tuple:
         """Return `(last_output, outputs, states)`."""
 
@@ -103,7 +109,13 @@ class Loop:
         return self._walk(x, states, mask, take)[0]
 
     def vjp(
-        self, x: Any, states: list, mask: Any, masks: None, training: bool | None
+        self,
+        x: Any,
+        states: list,
+        mask: Any,
+        masks: None,
+        training: bool | None,
+        from_zeros: bool,
     ) -> tuple:
         """Return `(last_output, outputs, states)` and their pullback; see `Chain`."""
 
