@@ -50,7 +50,7 @@ def least_seconds(what, shape, dtype, roof):
     if batch == 1:
         step = max(step, alone(roof, dtype, 6 * units * padded, size))
     gates_in_turn = 1 / rate[IN_TURN] + (1 / rate[BACK_IN_TURN] if back else 0)
-    with_states = tables.steps_with_states(what, steps)
+    with_states = tables.steps_with_states(steps)
     waiting = with_states * ways * step + steps * gates_in_turn
     few = batch <= tables.FEW_ROWS
     reading = ways * with_states * size / tables.bandwidth(roof, size) if few else 0

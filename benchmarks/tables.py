@@ -13,17 +13,17 @@ def flops(what, shape):
     """Return the multiplications and additions of the products of one call.
 
     Training is the forward pass, the adjoints and the gradients of the weights. States
-    are zero at first, and need no products at inference.
+    are zero at first, and need no products, nor does anybody ask for their gradients.
     """
     passes = {"inference": 1, "training": 3}[what]
     batch, steps, features, units = shape
-    multiplied = steps * features + steps_with_states(what, steps) * units
+    multiplied = steps * features + steps_with_states(steps) * units
     return 6 * passes * batch * units * multiplied
 
 
-def steps_with_states(what, steps):
-    """Return in how many steps old states are multiplied."""
-    return max(0, steps - 1) if what == "inference" else steps
+def steps_with_states(steps):
+    """Return in how many steps old states have to be multiplied."""
+    return max(0, steps - 1)
 
 
 def weight_bytes(shape, dtype):
@@ -56,7 +56,7 @@ def shares(what, shape, dtype, ms, roof):
     size = weight_bytes(shape, dtype)
     passes = {"inference": 1, "training": 2}[what]
     of_states = size * shape[3] / (shape[2] + shape[3])
-    steps = steps_with_states(what, shape[1])
+    steps = steps_with_states(shape[1])
     read = passes * (shape[1] * (size - of_states) + steps * of_states)
     reading = read / bandwidth(roof, size)
     bound = shape[0] <= FEW_ROWS and reading > multiplying

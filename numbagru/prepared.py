@@ -139,6 +139,10 @@ def demand_slopes(config: Any) -> None:
         _ = activation.backward_argument
 
 
+# Of zeros that a prepared call keeps, which takes less time than making them.
+_KEPT_BYTES = 2**14
+
+
 @functools.lru_cache
 def training(config: Any, shape: tuple[int, ...]) -> Callable[..., Any] | None:
     """Prepare `gru_vjp` for x of a shape: ``vjp(weights, x, h0)``.
@@ -156,6 +160,8 @@ def training(config: Any, shape: tuple[int, ...]) -> Callable[..., Any] | None:
     none, no_state, no_sequence = (nothing(n, dtype) for n in (3, 2, 3))
     like_all = none, none, switches(config), HOST
     zero = dtype.type(0)
+    small = B * U * dtype.itemsize <= _KEPT_BYTES
+    zeros = HOST.zeros(h_shape, dtype) if small else None
     example = Call(
         config, np.broadcast_to(zero, shape), np.broadcast_to(zero, h_shape), True,
         NO_MASK, None, *like_all,
@@ -179,7 +185,8 @@ def training(config: Any, shape: tuple[int, ...]) -> Callable[..., Any] | None:
             return None
         if weights.kernel.shape != W_shape:
             return None
-        from_zeros, h0 = h0 is None, HOST.state(h0, h_shape, dtype)
+        from_zeros = h0 is None
+        h0 = zeros if from_zeros and small else HOST.state(h0, h_shape, dtype)
         call = Call(config, x, h0, from_zeros, NO_MASK, weights, *like_all)
         y = empty(y_shape, dtype) if sequences else no_sequence
         last = no_last if last_in_y else empty(h_shape, dtype)

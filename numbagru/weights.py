@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -134,16 +134,24 @@ class Weights:
         if self._fits is config:
             return
         W, R, bias = self.kernel, self.recurrent_kernel, self.bias
-        U, dtype = config.units, np.dtype(config.dtype)
-        expected = (3 * U,), (U, 3 * U), bias_shape(config) if config.use_bias else None
+        expected, dtype = _expected(config)
         found = W.shape[1:], R.shape, None if bias is None else bias.shape
         if found != expected or W.dtype != dtype or R.dtype != dtype:
+            U = config.units
             raise ValueError(
                 f"`weights` must have shapes (features, {3 * U}), {expected[1]} and "
                 f"{expected[2]}, and dtype {config.dtype}, to fit the layer. Received: "
                 f"{W.shape}, {R.shape} and {found[2]}, {W.dtype} and {R.dtype}"
             )
         self._fits = config
+
+
+@lru_cache
+def _expected(config: Any) -> tuple[tuple[Any, ...], np.dtype]:
+    """Give the shapes, but for the features, and the dtype that fit a layer."""
+    U = config.units
+    bias = bias_shape(config) if config.use_bias else None
+    return ((3 * U,), (U, 3 * U), bias), np.dtype(config.dtype)
 
 
 def _contiguous(array: np.ndarray, dtype: np.dtype) -> np.ndarray:

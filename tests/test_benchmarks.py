@@ -103,7 +103,7 @@ def test_flops_and_bytes():
     shape = Shape(2, 3, 5, 7)
     # No states before the first step.
     assert tables.flops("inference", shape) == 6 * 2 * 7 * (3 * 5 + 2 * 7)
-    assert tables.flops("training", shape) == 3 * 6 * 2 * 3 * 7 * 12
+    assert tables.flops("training", shape) == 3 * 6 * 2 * 7 * (3 * 5 + 2 * 7)
     assert tables.weight_bytes(shape, "float32") == 4 * 3 * 7 * 12
     assert tables.weight_bytes(shape, "float64") == 8 * 3 * 7 * 12
 
@@ -123,16 +123,16 @@ def test_one_of_two_threads_has_half_of_the_caches():
 
 def test_shares_of_one_row_and_of_many():
     shape = Shape(1, 10, 4, 28)  # 10752 bytes of weights, in L2; 53760 operations
-    # At inference without the 28 x 84 weights of the states in the first step.
+    # Without the 28 x 84 weights of the states in the first step.
     read_once, operations = 10 * 10752 - 4 * 28 * 84, 53760 - 2 * 28 * 84
     at_bandwidth = 1e3 * read_once / 40e9
     peak, read = tables.shares("inference", shape, "float32", at_bandwidth, ROOF)
     assert read == pytest.approx(1)
     assert peak == pytest.approx(operations / 100e9 / (read_once / 40e9))
-    four_times = 4e3 * 10 * 10752 / 40e9
+    four_times = 4e3 * read_once / 40e9
     peak, read = tables.shares("training", shape, "float32", four_times, ROOF)
     assert read == pytest.approx(1 / 2)
-    assert peak == pytest.approx(3 * 53760 / 100e9 / (4 * 10 * 10752 / 40e9))
+    assert peak == pytest.approx(3 * operations / 100e9 / (4 * read_once / 40e9))
     many = shape._replace(batch=64)
     peak, read = tables.shares("inference", many, "float32", at_bandwidth, ROOF)
     assert peak == pytest.approx(64 * operations / 100e9 / (read_once / 40e9))
@@ -146,13 +146,12 @@ def test_bound_is_the_longest_of_what_has_to_be_done():
         seconds = least_seconds(what, Shape(*shape), dtype, ROOF)
         return pytest.approx(seconds - CALL[what], rel=1e-12)
 
-    # Many rows multiply, on whole vectors: 20 units as 24. Inference has no states
-    # before the second step.
+    # Many rows multiply, on whole vectors: 20 units as 24. There are no states before
+    # the second step.
     gates = 1000 * 2 * 24
     few = 6 * 1000 * 24 * (2 * 4 + 20)
     assert least("inference", 1000, 2, 4, 20) == few / 100e9 + gates / 1e9
-    products = 6 * gates * (4 + 20)
-    trained = 3 * products / 100e9 + gates / 1e9 + gates / 2e9
+    trained = 3 * few / 100e9 + gates / 1e9 + gates / 2e9
     assert least("training", 1000, 2, 4, 20) == trained
     # In float64 a vector has four: nothing to fill up.
     gates = 1000 * 2 * 20
@@ -161,7 +160,7 @@ def test_bound_is_the_longest_of_what_has_to_be_done():
     # One row of few units waits for the sums of its states and for gates, 50 ns and
     # 20 ns back.
     assert least("inference", 1, 100, 4, 8) == 99 * 8 / 0.1e9 + 100 * 50e-9
-    assert least("training", 1, 100, 4, 8) == 100 * (2 * 8 / 0.1e9 + 70e-9)
+    assert least("training", 1, 100, 4, 8) == 99 * 2 * 8 / 0.1e9 + 100 * 70e-9
     # Of more units for their weights: one thread has half of a cache.
     of_weights = 3 * 4 * 256 * 256 / 10e9
     assert least("inference", 1, 100, 4, 256) == 99 * of_weights + 100 * 50e-9

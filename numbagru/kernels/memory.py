@@ -11,6 +11,7 @@ steps after a pause: 180 instead of 55 ms in float64 (Zen 4).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import math
 from collections import deque
@@ -64,7 +65,12 @@ def result_maker(shape: tuple[int, ...], dtype: np.dtype) -> Callable[[], np.nda
     size = math.prod(shape) * dtype.itemsize
     if size < _SMALLEST:
         return functools.partial(np.empty, shape, dtype)
-    return lambda: np.ndarray(shape, dtype, _aligned(size))
+
+    def make() -> np.ndarray:
+        block = np.empty(size + _LINE, np.uint8)
+        return np.ndarray(shape, dtype, block, _to_line(block))
+
+    return make
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype, size: int) -> np.ndarray:
@@ -95,8 +101,13 @@ def _keep_at_most(size: int) -> None:
 
 def _aligned(size: int) -> _Block:
     block = np.empty(size + _LINE, np.uint8)
-    start = -block.ctypes.data % _LINE
+    start = _to_line(block)
     return block[start : start + size].view(_Block)
+
+
+def _to_line(block: np.ndarray) -> int:
+    """Count the bytes up to the next cache line; asking `block.ctypes` takes 1 µs."""
+    return -ctypes.addressof(ctypes.c_char.from_buffer(block)) % _LINE
 
 
 class _Block(np.ndarray):

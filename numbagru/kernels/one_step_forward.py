@@ -39,8 +39,10 @@ from numbagru.kernels.simd import (
 from numbagru.kernels.team import HELPERS, next_item, pieces, sharing
 from numbagru.kernels.threads import WORD_ARRAY
 from numbagru.kernels.tiles import (
+    ALONE_COLUMNS,
     columns_at_once,
     continue_sums,
+    continue_sums_alone,
     step_sums,
     tile_rows,
 )
@@ -58,16 +60,22 @@ def _add_products(n, a, a_row, K, b, U, units, width, c, c_row):
         count = min(_ROWS_AT_ONCE, K - k)
         v = 0
         while v < units:
-            columns = columns_at_once((units - v) // width)
-            i = 0
-            while i < n:
-                m = tile_rows(n - i, most_rows(a))
-                continue_sums(
-                    m, columns, at(a, i * a_row + k), a_row, 1, at(b, k * 3 * U + v),
-                    3 * U, width, count, at(c, i * c_row + v), c_row, width, 0, True,
-                    b, 0,
-                )  # fmt: skip
-                i += m
+            left = (units - v) // width
+            columns, weights = columns_at_once(left), at(b, k * 3 * U + v)
+            if n == 1 and left >= ALONE_COLUMNS:
+                columns = ALONE_COLUMNS
+                continue_sums_alone(
+                    at(a, k), 1, weights, 3 * U, width, count, at(c, v), width
+                )
+            else:
+                i = 0
+                while i < n:
+                    m = tile_rows(n - i, most_rows(a))
+                    continue_sums(
+                        m, columns, at(a, i * a_row + k), a_row, 1, weights, 3 * U,
+                        width, count, at(c, i * c_row + v), c_row, width, 0, True, b, 0,
+                    )  # fmt: skip
+                    i += m
             v += columns * width
 
 
@@ -80,7 +88,9 @@ def _sums_of_units(words, helper, x, h0, W, weights, biases, s, size, apart):
     B, F, U = x.shape[0], x.shape[2], h0.shape[1]
     width, x_row = vector_lanes(x), x.strides[0] // x.itemsize
     # One thread reads whole rows of the weights.
-    each = U if words[HELPERS] == 0 else MOST_COLUMNS * width
+    each = U
+    if words[HELPERS] > 0:
+        each = (ALONE_COLUMNS if B == 1 else MOST_COLUMNS) * width
     count = pieces(U, each)
     item = next_item(words, helper, -1, count)
     while item < count:
