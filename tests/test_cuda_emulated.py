@@ -269,7 +269,8 @@ def check_gradients(case, division):
         seed=3,
     )
     for name, right in expected._asdict().items():
-        assert right.tobytes() == getattr(found, name).tobytes(), name
+        if name != "h0" or not call.from_zeros:
+            assert right.tobytes() == getattr(found, name).tobytes(), name
 
 
 def as_tf32(array):

@@ -400,7 +400,10 @@ BIDIRECTIONAL = {
     **{f"{mode}": ({"merge_mode": mode, "inner": ALL}, {}) for mode in MERGE_MODES},
     **{f"last {mode}": ({"merge_mode": mode}, {}) for mode in MERGE_MODES},
     "masked": ({"inner": ALL}, {"mask": GAPS}),
-    "states": ({"inner": {**ALL, "return_state": True}, "merge_mode": "mul"}, {}),
+    "states": (
+        {"inner": {**ALL, "return_state": True}, "merge_mode": "mul"},
+        {"initial_state": [data(1, (B, U)), data(2, (B, U))]},
+    ),
     "steps first": ({"inner": {**ALL, "time_major": True}, "merge_mode": "ave"}, {}),
     "float64": ({"inner": {**ALL, "dtype": "float64"}, "dtype": "float64"}, {}),
     "stacked": ({"inner": ALL, "stacked": True}, {}),
@@ -413,7 +416,12 @@ def test_bidirectional(name, device):
     layer = both_ways(**arguments)
     x = data(dtype=layer.dtype)
     x = x.transpose(1, 0, 2) if layer.time_major else x
-    there = {key: device.put(value) for key, value in call.items()}
+    there = {
+        key: [device.put(one) for one in value]
+        if isinstance(value, list)
+        else device.put(value)
+        for key, value in call.items()
+    }
     x_there = device.put(x)
     expected, expected_pullback = layer.vjp(x, **call)
     found, pullback = layer.vjp(x_there, **there)
@@ -436,7 +444,10 @@ def test_bidirectional(name, device):
         same(right_last.inputs, last.inputs.numbers)
     for result in results:
         same(right.inputs, result.inputs.numbers)
-        for a, b in zip(right.initial_state, result.initial_state, strict=True):
+        assert (result.initial_state is None) == ("initial_state" not in call)
+        for a, b in zip(
+            right.initial_state or (), result.initial_state or (), strict=True
+        ):
             same(a, b.numbers)
         for a, b in zip(right.weights, result.weights, strict=True):
             same(np.asarray(a), b.numbers)
