@@ -187,8 +187,10 @@ def block_of(reset_after, per_gate, whole_rows):
                         input_gradient(a, w, own, oldest, b, n, t, steps)
                 samples += n
                 if samples + total > capacity or t == 0:
+                    zeros = 0 if asked else n
                     add_chunk(
-                        a, w, own, reset_after, per_gate, capacity, samples, onward
+                        a, w, own, reset_after, per_gate, capacity, samples, zeros,
+                        onward,
                     )  # fmt: skip
                     samples, onward = 0, True
                     meet_after_much_work(words, own)

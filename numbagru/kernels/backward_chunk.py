@@ -121,24 +121,56 @@ def _add_place(
 _PLACES, _SAMPLES = 16, 128
 
 
-@section
-def add_chunk(a, w, own, reset_after, per_gate, capacity, samples, onward):
-    """Add a chunk to the gradients of weights and biases, or begin them with it."""
-    width = vector_lanes(a.x)
-    first, stop = share_of(own, w.V // width, 1)
-    groups = w.groups
-    if reset_after and not per_gate and states_alike(a):
-        groups = rounded_up(a.F, GROUP) // GROUP + 1
-    for places in range(0, groups, _PLACES):
+@routine
+def _add_places(
+    a, w, own, first_place, stop_place, reset_after, per_gate, capacity, samples, onward
+):  # fmt: skip
+    """Add samples of a chunk to this thread's gradients of some groups of eight."""
+    first, stop = share_of(own, w.V // vector_lanes(a.x), 1)
+    for places in range(first_place, stop_place, _PLACES):
         for p in range(first, stop):
             for start in range(0, max(1, samples), _SAMPLES):
                 count = min(_SAMPLES, samples - start)
                 goes_on = onward or start > 0
-                for place in range(places, min(places + _PLACES, groups)):
+                for place in range(places, min(places + _PLACES, stop_place)):
                     _add_place(
                         a, w, p, place, reset_after, per_gate, capacity, start, count,
                         goes_on,
                     )  # fmt: skip
+
+
+@routine
+def _merge_zeros(w, p, capacity, first, count, width):
+    """Put one sample in place of so many whose states are zero.
+
+    What they add is a zero, negative where all are, or NaN, and so are the gradients of
+    the sums of that one: zero times them is the same (see `panels.pack_zeros`).
+    """
+    sums = at(w.d, ((p * capacity + first) * 4 + 1) * width)
+    zero, total = w.s, at(w.s, width)
+    zero[0] = 0
+    for j in range(3 * width):
+        total[j] = -0.0
+    continue_sums(
+        1, 3, zero, 0, 0, sums, 4 * width, width, count, total, 0, width, 0, True,
+        total, 0,
+    )  # fmt: skip
+    for gate in range(3):
+        copy_vector(at(sums, gate * width), at(total, gate * width))
+
+
+@section
+def add_chunk(a, w, own, reset_after, per_gate, capacity, samples, zeros, onward):
+    """Add a chunk to the gradients of weights and biases, or begin them with it.
+
+    The states of the last samples, so many as `zeros`, are zero.
+    """
+    width = vector_lanes(a.x)
+    first, stop = share_of(own, w.V // width, 1)
+    inputs, groups = rounded_up(a.F, GROUP) // GROUP, w.groups
+    _add_places(
+        a, w, own, 0, inputs, reset_after, per_gate, capacity, samples, onward
+    )  # fmt: skip
     for p in range(first, stop):
         sums = at(w.d, p * capacity * 4 * width)
         one = w.s
@@ -153,6 +185,16 @@ def add_chunk(a, w, own, reset_after, per_gate, capacity, samples, onward):
                 1, 3, one, 0, 0, sums, 4 * width, width, samples, biases, 0, width, 0,
                 onward, biases, 0,
             )  # fmt: skip
+    if reset_after and not per_gate:
+        if zeros > 1:
+            for p in range(first, stop):
+                _merge_zeros(w, p, capacity, samples - zeros, zeros, width)
+            samples += 1 - zeros
+        if states_alike(a):
+            groups = inputs + 1
+    _add_places(
+        a, w, own, inputs, groups, reset_after, per_gate, capacity, samples, onward
+    )  # fmt: skip
 
 
 @routine
