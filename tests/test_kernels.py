@@ -361,7 +361,11 @@ def check(case, family):
         allowed = times * errors[name]
         allowed += 8 * eps * np.abs(true).max(initial=0)
         assert np.abs(result - true).max(initial=0) <= ratio * allowed, name
-    wanted = {"outputs": case.return_sequences, "d_bias": case.use_bias}
+    wanted = {
+        "outputs": case.return_sequences,
+        "d_initial_state": case.initial_state,
+        "d_bias": case.use_bias,
+    }
     assert missing == {name for name, present in wanted.items() if not present}
 
 
