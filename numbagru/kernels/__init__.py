@@ -22,7 +22,7 @@ Arrays of the forward kernels
 
 Arrays of the backward kernels
     d_y, d_last, d_state  gradients of the outputs, shapes as above, (0, ...) for none
-    d_x (B, T, F), d_h0 (B, U)  out; d_h0 is nothing where no h0 was given
+    d_x (B, T, F), d_h0 (B, U)  out; d_h0 counts only where h0 was given
     d_W (F, 3, U), d_R (U, 3, U), d_bias (4, U)  out: sums of parts over `rows_per_part`
                           rows each, added in order. d_bias is z, r, candidate's input
                           and recurrent part.

@@ -9,6 +9,7 @@ from numbagru.kernels.backward_arrays import (
     rounded_up,
     states_alike,
 )
+from numbagru.kernels.panels import sum_zeros
 from numbagru.kernels.simd import (
     at,
     copy_vector,
@@ -144,17 +145,12 @@ def _merge_zeros(w, p, capacity, first, count, width):
     """Put one sample in place of so many whose states are zero.
 
     What they add is a zero, negative where all are, or NaN, and so are the gradients of
-    the sums of that one: zero times them is the same (see `panels.pack_zeros`).
+    the sums of that one: zero times them is the same.
     """
     sums = at(w.d, ((p * capacity + first) * 4 + 1) * width)
     zero, total = w.s, at(w.s, width)
     zero[0] = 0
-    for j in range(3 * width):
-        total[j] = -0.0
-    continue_sums(
-        1, 3, zero, 0, 0, sums, 4 * width, width, count, total, 0, width, 0, True,
-        total, 0,
-    )  # fmt: skip
+    sum_zeros(zero, sums, 4 * width, width, count, total, width)
     for gate in range(3):
         copy_vector(at(sums, gate * width), at(total, gate * width))
 

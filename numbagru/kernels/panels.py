@@ -96,7 +96,10 @@ _product = product_tile(1, 3)
 
 @routine
 def sum_zeros(zero, weights, k_step, gate_step, U, target, width):
-    """Sum up what states of zero contribute to a vector of units: see `pack_zeros`."""
+    """Sum up what U states of zero contribute to a vector of units: see `pack_zeros`.
+
+    Or with gradients in place of weights, what so many samples do.
+    """
     for j in range(3 * width):
         target[j] = -0.0
     _product(

@@ -81,8 +81,8 @@ def rows_per_part(B: int, T: int, F: int, U: int, itemsize: int) -> int:
 
 # Rows of a block in narrow layers, of fewer units than these, and in others. With more,
 # narrow rows would be more streams of memory than caches follow: with 32 rows,
-# 8192x100x1x16 went back in 41.4 ms instead of 36.8, 8192x50x4x16 in 22.0 instead of
-# 19.7, 2048x50x16x64 in 30.9 instead of 29.1 (Emerald Rapids). Of few steps more rows,
+# 8192x100x1x16 went back in 39.0 ms instead of 36.0, 8192x50x4x16 in 20.5 instead of
+# 19.7, 2048x50x16x64 in 30.3 instead of 28.2 (Emerald Rapids). Of few steps more rows,
 # so that a chunk has some samples.
 _NARROW_BLOCK_ROWS, _NARROW, _BLOCK_ROWS, _BLOCK_ROWS_OF_A_STEP = 8, 128, 32, 64
 
