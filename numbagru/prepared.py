@@ -13,16 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numbagru import dispatch
-from numbagru.kernels import forward_cpu, memory
-from numbagru.kernels.call import (
-    REAL,
-    Call,
-    Cotangents,
-    Outputs,
-    Results,
-    bias_shape,
-    switches,
-)
+from numbagru.kernels import backward_cpu, forward_cpu, memory, one_step
+from numbagru.kernels.call import REAL, Call, bias_shape, switches
 from numbagru.kernels.panels import pack_zeros
 from numbagru.kernels.threads import get_num_threads
 from numbagru.kernels.weight_gradients import rows_per_part
@@ -47,7 +39,7 @@ class Inference:
         packed = weights.packed(False, threads_of(config))
         if config.reset_after:  # r * h takes part in the other products
             pack_zeros(weights.kernel, weights.recurrent_kernel, packed)
-        self.run = forward_cpu.prepare(
+        self.run = forward_cpu.prepare_inference(
             config.activation,
             config.recurrent_activation,
             config.reset_after,
@@ -139,8 +131,9 @@ def demand_slopes(config: Any) -> None:
         _ = activation.backward_argument
 
 
-# Of zeros that a prepared call keeps, which takes less time than making them.
-_KEPT_BYTES = 2**14
+def _by_threads(prepare: Callable[..., Any], *known: Any) -> Callable[[int], Any]:
+    """Remember what a family prepares by the number of threads alone."""
+    return functools.cache(functools.partial(prepare, *known))
 
 
 @functools.lru_cache
@@ -157,24 +150,27 @@ def training(config: Any, shape: tuple[int, ...]) -> Callable[..., Any] | None:
     demand_slopes(config)
     (B, T, F), U, dtype = shape, config.units, np.dtype(config.dtype)
     y_shape, h_shape = (B, T, U), (B, U)
-    none, no_state, no_sequence = (nothing(n, dtype) for n in (3, 2, 3))
-    like_all = none, none, switches(config), HOST
+    no_state, no_sequence = nothing(2, dtype), nothing(3, dtype)
+    no_rows = np.empty((0, U), dtype)
     zero = dtype.type(0)
-    small = B * U * dtype.itemsize <= _KEPT_BYTES
-    zeros = HOST.zeros(h_shape, dtype) if small else None
     example = Call(
         config, np.broadcast_to(zero, shape), np.broadcast_to(zero, h_shape), True,
-        NO_MASK, None, *like_all,
+        NO_MASK, None, no_sequence, no_sequence, switches(config), HOST,
     )  # fmt: skip
-    shapes = family.saved_shapes(example)
+    conditions, shapes = example.conditions, family.saved_shapes(example)
     saved, states = (memory.maker(shape, dtype) for shape in shapes)
-    forward, backward = family.forward, family.backward
     rows = rows_per_part(B, T, F, U, dtype.itemsize)
-    sequences = config.return_sequences
+    # Weights may be read where they stand: then the kernels want states, even of zero.
+    direct = one_step.fits(config, shape)
+    zeros = np.zeros(h_shape, dtype) if direct else no_rows
+    forward = _by_threads(forward_cpu.prepare, config, shape, False, True)
+    backward = _by_threads(backward_cpu.prepare, config, shape, False, rows)
+    step = _by_threads(one_step.prepare_forward, config, shape)
+    step_back = _by_threads(one_step.prepare_backward, config, shape)
+    sequences, use_bias = config.return_sequences, config.use_bias
     both = config.return_state and not sequences
     # Then it need not be written once more, as in `Inference.call`.
     last_in_y = sequences and not config.return_state and T > 0
-    no_last = np.empty((0, U), dtype)
     W_shape, R_shape, b_shape = (F, 3 * U), (U, 3 * U), bias_shape(config)
     make_W, make_R = (memory.result_maker(s, dtype) for s in (W_shape, R_shape))
     ndarray, empty = np.ndarray, np.empty
@@ -186,14 +182,18 @@ def training(config: Any, shape: tuple[int, ...]) -> Callable[..., Any] | None:
         if weights.kernel.shape != W_shape:
             return None
         from_zeros = h0 is None
-        h0 = zeros if from_zeros and small else HOST.state(h0, h_shape, dtype)
-        call = Call(config, x, h0, from_zeros, NO_MASK, weights, *like_all)
+        h0 = zeros if from_zeros else HOST.state(h0, h_shape, dtype)
         y = empty(y_shape, dtype) if sequences else no_sequence
-        last = no_last if last_in_y else empty(h_shape, dtype)
+        last = no_rows if last_in_y else empty(h_shape, dtype)
         # Without a mask the last output is the state.
         state = empty(h_shape, dtype) if both else last
-        out = Outputs(y, last, state, saved(), states())
-        forward(call, out, threads_of(config))
+        kept, kept_states = saved(), states()
+        out, most = (y, last, state, kept, kept_states), threads_of(config)
+        if direct and not weights.packed_for_training:
+            step(most)(weights, x, h0, from_zeros, out)
+        else:
+            given_h0 = no_rows if from_zeros else h0
+            forward(most)(weights, x, given_h0, out, conditions)
         if last_in_y:
             last = state = y[:, -1]
 
@@ -209,24 +209,29 @@ def training(config: Any, shape: tuple[int, ...]) -> Callable[..., Any] | None:
                 and d_last_output is None
                 and d_state is None
             ):
-                given = Cotangents(d_outputs, no_state, no_state)
+                given = d_outputs, no_state, no_state
             else:
-                given = Cotangents(
-                    *HOST.cotangents(
-                        config, shape, dtype, d_outputs, d_last_output, d_state
-                    )
+                given = HOST.cotangents(
+                    config, shape, dtype, d_outputs, d_last_output, d_state
                 )
             d_x = empty(shape, dtype)
             d_h0 = no_state if from_zeros else empty(h_shape, dtype)
             d_W, d_R, d_bias = make_W(), make_R(), empty(b_shape, dtype)
-            results = Results(d_x, d_h0, d_W, d_R, d_bias.reshape(-1))
-            backward(call, given, out, rows, results, threads_of(config))
+            results = d_x, d_h0, d_W, d_R, d_bias.reshape(-1)
+            most = threads_of(config)
+            if direct and not weights.packed_for_training:
+                step_back(most)(weights, x, h0, from_zeros, given, kept, results)
+            else:
+                given_h0 = no_rows if from_zeros else h0
+                backward(most)(
+                    weights, x, given_h0, given, kept, kept_states, results, conditions
+                )
             return Gradients(
                 d_x,
                 None if from_zeros else d_h0,
                 d_W,
                 d_R,
-                d_bias if config.use_bias else None,
+                d_bias if use_bias else None,
             )
 
         return (last, y if sequences else None, state), pullback

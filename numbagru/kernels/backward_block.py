@@ -158,7 +158,7 @@ def block_of(reset_after, per_gate, whole_rows):
                 n = _enter_rows(a, w, own, b, n, total, t)
                 if takes_all_before(a, t):
                     _take_output_gradients(a, w, own, b, 0, n, t)
-                if is_first(own) and per_gate:
+                if is_first(own) and per_gate and a.drops_x:
                     pack_inputs_per_gate(a, w, b, n, t, samples, capacity)
                 elif is_first(own):
                     pack_inputs(a, w, b, n, t, samples, capacity)

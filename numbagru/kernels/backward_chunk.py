@@ -94,7 +94,7 @@ def _add_place(
     inputs, states = rounded_up(a.F, GROUP) // GROUP, rounded_up(w.V, GROUP) // GROUP
     last = 3 if reset_after else 0  # which of d belongs to the candidate's states
     k = place - inputs
-    if per_gate:
+    if per_gate and (k >= 0 or a.drops_x):
         for column in range(3):
             # Inputs have the candidate first, states have it last.
             if k < 0:

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numba import types
 
 from numbagru._jit import Kernel
@@ -20,7 +21,6 @@ from numbagru.kernels.call import (
     Outputs,
     Results,
     bound,
-    rows_by_end,
 )
 from numbagru.kernels.simd import (
     pointer,
@@ -30,15 +30,15 @@ from numbagru.kernels.team import (
 )
 from numbagru.kernels.threads import WORD_ARRAY, run
 from numbagru.kernels.ways import Plan, Ways
-from numbagru.kernels.weight_gradients import collect, make_parts
+from numbagru.kernels.weight_gradients import collect, parts_maker
 
 _run_backward = sharing(backward_parts)
 
 
 def backward_kernel(
-    variant, act, rec, d_act, d_rec, x, h0, mask, order, ends, packed, x_drop, h_drop,
-    zero_output, first_is_state, d_y, d_last, d_state, saved, states, rows_per_part,
-    d_x, d_h0, d_W, d_R, d_bias, gradients, words,
+    variant, act, rec, d_act, d_rec, rows_per_part, x, h0, packed, d_y, d_last, d_state,
+    saved, states, d_x, d_h0, d_W, d_R, d_bias, gradients, mask, order, ends, x_drop,
+    h_drop, zero_output, first_is_state, words,
 ):  # fmt: skip
     """Run all parts."""
     data = (
@@ -55,10 +55,10 @@ def _signature(variant, real, act, rec, d_act, d_rec):
 
     flag, mask = types.boolean, types.Array(types.uint8, 2, "A")
     return (
-        variant, act, rec, d_act, d_rec, array(3, "A"), array(2), mask, WORD_ARRAY,
-        WORD_ARRAY, array(1), array(3), array(3), flag, flag, array(3, "A"), array(2),
-        array(2), array(4), array(3), types.intp, array(3, "A"), array(2), array(2),
-        array(2), array(1), array(2), WORD_ARRAY,
+        variant, act, rec, d_act, d_rec, types.intp, array(3, "A"), array(2), array(1),
+        array(3, "A"), array(2), array(2), array(4), array(3), array(3, "A"), array(2),
+        array(2), array(2), array(1), array(2), mask, WORD_ARRAY, WORD_ARRAY, array(3),
+        array(3), flag, flag, WORD_ARRAY,
     )  # fmt: skip
 
 
@@ -71,15 +71,6 @@ _TOGETHER_FROM = 4_000
 # Others come into a single step when its gates are done.
 _TOGETHER_IN_ONE_STEP_FROM = 500_000
 _PARALLEL_FROM = 50_000
-
-
-@functools.lru_cache
-def _bound(
-    config: Any, shape: tuple[int, ...], per_gate: bool, parts: int, most: int
-) -> tuple[Callable[..., None], tuple[Any, ...], Ways]:
-    """Return entry and first arguments, as `call.bound`, and the ways to call it."""
-    entry, first = bound(BACKWARD, config, True, per_gate)
-    return entry, first, _ways(entry, *shape, config.units, parts, most)
 
 
 @functools.lru_cache
@@ -103,18 +94,44 @@ def backward(
     most: int,
 ) -> None:
     """Run the backward kernel on at most `most` threads."""
+    config, shape = call.config, call.x.shape
     if one_step.suits(call):
-        one_step.backward(call, given, out, results, most)
+        one_step.prepare_backward(config, shape, most)(
+            call.weights, call.x, call.h0, call.from_zeros, given, out.saved, results
+        )
         return
-    shape = call.x.shape
-    count = max(1, -(-shape[0] // rows_per_part))  # no rows: gradients of zero
-    entry, first, ways = _bound(call.config, shape, call.per_gate, count, most)
-    packed = call.weights.packed(True, most)
-    gradients = make_parts(count, shape[2], call.config.units, call.x.dtype)
-    arguments = (
-        *first, call.x, call.given_h0, call.mask, *rows_by_end(call.mask),
-        packed, call.x_drop, call.h_drop, *call.switches, *given,
-        out.saved, out.states, rows_per_part, *results, gradients,
+    run_on = prepare(config, shape, call.per_gate, rows_per_part, most)
+    run_on(
+        call.weights, call.x, call.given_h0, given, out.saved, out.states, results,
+        call.conditions,
     )  # fmt: skip
-    ways.run(lambda plan: run(entry, arguments, plan.threads, plan.together))
-    collect(gradients, count, results, most)
+
+
+@functools.lru_cache
+def prepare(
+    config: Any, shape: tuple[int, ...], per_gate: bool, rows_per_part: int, most: int
+) -> Callable[..., None]:
+    """Bind what x of a shape allows.
+
+    ``run(weights, x, h0, given, saved, states, results, conditions)``.
+    """
+    B, _, F = shape
+    U, dtype = config.units, np.dtype(config.dtype)
+    count = max(1, -(-B // rows_per_part))  # no rows: gradients of zero
+    entry, first = bound(BACKWARD, config, True, per_gate)
+    ways = _ways(entry, *shape, U, count, most)
+    make_gradients = parts_maker(count, F, U, dtype)
+
+    def prepared(
+        weights: Any, x: Any, h0: Any, given: Any, saved: Any, states: Any,
+        results: Any, conditions: Any,
+    ) -> None:  # fmt: skip
+        gradients = make_gradients()
+        arguments = (
+            *first, rows_per_part, x, h0, weights.packed(True, most), *given, saved,
+            states, *results, gradients, *conditions,
+        )  # fmt: skip
+        ways.run(lambda plan: run(entry, arguments, plan.threads, plan.together))
+        collect(gradients, count, results, most)
+
+    return prepared

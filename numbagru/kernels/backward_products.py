@@ -197,27 +197,31 @@ def _give_d_x(a, w, first, stop, b, n, t, steps):
             source = at(source, FV)
 
 
-@section
+@routine
 def input_gradient_per_gate(a, w, own, e, b, n, t):
-    """Do the same where each gate has multipliers of the inputs."""
+    """Do the same gate by gate, each of which may have multipliers of the inputs."""
     width, most = vector_lanes(a.x), most_rows(a.x)
     F, U = a.F, a.U
-    FV = rounded_up(F, width)
+    FV, part = rounded_up(F, width), U * width
     first, stop = share_of(own, FV // width, 1)
+    if not a.drops_x:
+        _add_rows(
+            n, first, stop, e, w.e_row, U, a.kernel, 3 * part, part, 3, U, w.d_x, FV,
+            False, width, most,
+        )  # fmt: skip
+        _give_d_x(a, w, first, stop, b, n, t, 1)
+        return
     start, end = first * width, min(F, stop * width)
     for place in range(3):
         g = (place + 2) % 3
         _add_rows(
-            n, first, stop, at(e, place * U), w.e_row, 0,
-            at(a.kernel, place * U * width), 3 * U * width, 0, 1, U, w.d_x, FV, False,
-            width, most,
+            n, first, stop, at(e, place * U), w.e_row, 0, at(a.kernel, place * part),
+            3 * part, 0, 1, U, w.d_x, FV, False, width, most,
         )  # fmt: skip
         for i in range(n):
             row = row_of(a, b + i)
             target = at(a.d_x, row * a.d_x_row + t * a.d_x_step)
             drop = at(a.x_drop, (g * a.B + row) * F)
             for f in range(start, end):
-                d = w.d_x[i * FV + f]
-                if a.drops_x:
-                    d *= drop[f]
+                d = w.d_x[i * FV + f] * drop[f]
                 target[f] = target[f] + d if place > 0 else d

@@ -47,10 +47,7 @@ def pack_inputs_per_gate(a, w, b, n, t, first, capacity):
             for k in range(groups * GROUP):
                 group = g * groups + k // GROUP
                 target = at(w.a, (group * capacity + first + i) * GROUP + k % GROUP)
-                value = w.d_x[0] * 0
-                if active and k < F:
-                    value = x[k] * drop[k] if a.drops_x else x[k]
-                target[0] = value
+                target[0] = x[k] * drop[k] if active and k < F else 0
 
 
 @routine

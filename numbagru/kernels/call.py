@@ -31,6 +31,12 @@ class Call(NamedTuple):
     place: Any  # operands.Operands: where the arrays are
 
     @property
+    def conditions(self) -> tuple[Any, ...]:
+        """What kernels take beside sequences, states and weights, in their order."""
+        mask = self.mask
+        return mask, *rows_by_end(mask), self.x_drop, self.h_drop, *self.switches
+
+    @property
     def given_h0(self) -> np.ndarray:
         """The initial states, none of their rows where the caller gave none."""
         return self.h0[:0] if self.from_zeros else self.h0

@@ -17,7 +17,7 @@ from numbagru.gates import (
     SECTIONS,
 )
 from numbagru.kernels import one_step
-from numbagru.kernels.call import REAL, Call, Outputs, bound, rows_by_end
+from numbagru.kernels.call import REAL, Call, Outputs, bound
 from numbagru.kernels.forward_inputs import HOISTED_FROM
 from numbagru.kernels.forward_rows import forward_rows, inference_rows
 from numbagru.kernels.simd import (
@@ -38,8 +38,8 @@ _run_forward, _run_inference = sharing(forward_rows), sharing(inference_rows)
 
 
 def forward_kernel(
-    variant, act, rec, rows, x, h0, mask, order, ends, packed, x_drop, h_drop,
-    zero_output, first_is_state, y, last, state, saved, states, words,
+    variant, act, rec, rows, x, h0, packed, y, last, state, saved, states, mask, order,
+    ends, x_drop, h_drop, zero_output, first_is_state, words,
 ):  # fmt: skip
     """Run all rows in blocks of `rows`."""
     data = (
@@ -63,9 +63,9 @@ def _signature(variant, real, act, rec):
 
     flag, mask = types.boolean, types.Array(types.uint8, 2, "A")
     return (
-        variant, act, rec, types.intp, array(3, "A"), array(2), mask, WORD_ARRAY,
-        WORD_ARRAY, array(1), array(3), array(3), flag, flag, array(3, "A"),
-        array(2), array(2), array(4), array(3), WORD_ARRAY,
+        variant, act, rec, types.intp, array(3, "A"), array(2), array(1),
+        array(3, "A"), array(2), array(2), array(4), array(3), mask, WORD_ARRAY,
+        WORD_ARRAY, array(3), array(3), flag, flag, WORD_ARRAY,
     )  # fmt: skip
 
 
@@ -141,15 +141,6 @@ _TOGETHER = ((3, 4_000), (8, 9_000), (9, 200_000))
 
 
 @functools.lru_cache
-def _bound(
-    config: Any, shape: tuple[int, ...], per_gate: bool, most: int
-) -> tuple[Callable[..., None], tuple[Any, ...], Ways]:
-    """Return entry and first arguments, as `call.bound`, and the ways to call it."""
-    entry, first = bound(FORWARD, config, False, per_gate)
-    return entry, first, _ways(entry, *shape, config.units, most)
-
-
-@functools.lru_cache
 def _ways(entry: Any, B: int, T: int, F: int, U: int, most: int) -> Ways:
     """Plan calls of a kernel's entry on at most `most` threads."""
     # Inputs that are multiplied ahead take about a quarter of the time.
@@ -166,25 +157,42 @@ def _ways(entry: Any, B: int, T: int, F: int, U: int, most: int) -> Ways:
 
 def forward(call: Call, out: Outputs, most: int) -> None:
     """Run the forward kernel on at most `most` threads."""
+    config, shape = call.config, call.x.shape
     training = out.states.size > 0
     if training and one_step.suits(call):
-        one_step.forward(call, out, most)
+        one_step.prepare_forward(config, shape, most)(
+            call.weights, call.x, call.h0, call.from_zeros, out
+        )
         return
-    entry, first, ways = _bound(call.config, call.x.shape, call.per_gate, most)
-    packed = call.weights.packed(training, ways.plans[0].threads)
     # Products with states of zero are left out where their sum was packed, and where no
     # dropout multiplies states by what may not be finite.
     h0 = call.given_h0 if training and not call.per_gate else call.h0
-    rest = (
-        call.x, h0, call.mask, *rows_by_end(call.mask), packed, call.x_drop,
-        call.h_drop, *call.switches, *out,
-    )  # fmt: skip
-    ways.run(
-        lambda plan: run(entry, (*first, plan.rows, *rest), plan.threads, plan.together)
-    )
+    run_on = prepare(config, shape, call.per_gate, training, most)
+    run_on(call.weights, call.x, h0, out, call.conditions)
 
 
+@functools.lru_cache
 def prepare(
+    config: Any, shape: tuple[int, ...], per_gate: bool, training: bool, most: int
+) -> Callable[..., None]:
+    """Bind what x of a shape allows: ``run(weights, x, h0, out, conditions)``."""
+    entry, first = bound(FORWARD, config, False, per_gate)
+    ways = _ways(entry, *shape, config.units, most)
+    packs_on = ways.plans[0].threads
+
+    def prepared(weights: Any, x: Any, h0: Any, out: Any, conditions: Any) -> None:
+        packed = weights.packed(training, packs_on)
+        rest = x, h0, packed, *out, *conditions
+        ways.run(
+            lambda plan: run(
+                entry, (*first, plan.rows, *rest), plan.threads, plan.together
+            )
+        )
+
+    return prepared
+
+
+def prepare_inference(
     activation: Any,
     recurrent_activation: Any,
     reset_after: bool,

@@ -14,15 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from numbagru._jit import Kernel
-from numbagru.kernels.call import (
-    REAL,
-    Call,
-    Cotangents,
-    Outputs,
-    Results,
-    bound,
-)
+from numbagru.kernels.call import REAL, Call, bound
 from numbagru.kernels.one_step_backward import BACKWARD
 from numbagru.kernels.one_step_forward import FORWARD
 from numbagru.kernels.threads import run
@@ -36,10 +28,8 @@ _PARALLEL_FROM = 70_000
 
 def suits(call: Call) -> bool:
     """Whether a training call is one step of one part of rows, nothing packed yet."""
-    shape = call.x.shape
     return (
-        shape[1] == 1
-        and _suits(call.config, shape)
+        fits(call.config, call.x.shape)
         and call.mask.size == 0
         and not call.per_gate
         and not call.weights.packed_for_training
@@ -47,44 +37,56 @@ def suits(call: Call) -> bool:
 
 
 @functools.lru_cache
-def _suits(config: Any, shape: tuple[int, ...]) -> bool:
+def fits(config: Any, shape: tuple[int, ...]) -> bool:
+    """Whether `suits` where there is no mask, no dropout and nothing packed yet."""
     (B, T, F), U, dtype = shape, config.units, np.dtype(config.dtype)
     return (
-        0 < B <= rows_per_part(B, T, F, U, dtype.itemsize)
+        T == 1
+        and 0 < B <= rows_per_part(B, T, F, U, dtype.itemsize)
         and U % lanes(REAL[dtype]) == 0
         and config.reset_after
     )
 
 
-@functools.lru_cache
-def _bound(
-    kernel: Kernel, config: Any, slopes: bool, shape: tuple[int, ...], most: int
-) -> tuple[Callable[..., None], tuple[Any, ...], int]:
-    """Return entry and first arguments, as `call.bound`, and how many threads."""
+def _threads(config: Any, shape: tuple[int, ...], most: int) -> int:
     (B, _, F), U = shape, config.units
-    threads = most if B * U * (F + U) >= _PARALLEL_FROM else 1
-    return *bound(kernel, config, slopes), threads
+    return most if B * U * (F + U) >= _PARALLEL_FROM else 1
 
 
-def forward(call: Call, out: Outputs, most: int) -> None:
-    """Run the forward kernel on at most `most` threads."""
-    entry, first, threads = _bound(FORWARD, call.config, False, call.x.shape, most)
-    weights = call.weights
-    arguments = (
-        *first, call.x, call.h0, call.from_zeros, weights.kernel,
-        weights.recurrent_kernel, weights.flat_bias, *out[:-1],
-    )  # fmt: skip
-    run(entry, arguments, threads)
+@functools.lru_cache
+def prepare_forward(config: Any, shape: tuple[int, ...], most: int) -> Callable[..., None]:
+    """Bind what x of a shape allows: ``run(weights, x, h0, from_zeros, out)``."""
+    entry, first = bound(FORWARD, config, False)
+    threads = _threads(config, shape, most)
+
+    def prepared(weights: Any, x: Any, h0: Any, from_zeros: bool, out: Any) -> None:
+        y, last, state, saved, _ = out
+        arguments = (
+            *first, x, h0, from_zeros, weights.kernel, weights.recurrent_kernel,
+            weights.flat_bias, y, last, state, saved,
+        )  # fmt: skip
+        run(entry, arguments, threads)
+
+    return prepared
 
 
-def backward(
-    call: Call, given: Cotangents, out: Outputs, results: Results, most: int
-) -> None:
-    """Run the backward kernel on at most `most` threads."""
-    entry, first, threads = _bound(BACKWARD, call.config, True, call.x.shape, most)
-    weights = call.weights
-    arguments = (
-        *first, call.x, call.h0, call.from_zeros, weights.kernel,
-        weights.recurrent_kernel, *given, out.saved, *results,
-    )  # fmt: skip
-    run(entry, arguments, threads)
+@functools.lru_cache
+def prepare_backward(config: Any, shape: tuple[int, ...], most: int) -> Callable[..., None]:
+    """Bind what x of a shape allows.
+
+    ``run(weights, x, h0, from_zeros, given, saved, results)``.
+    """
+    entry, first = bound(BACKWARD, config, True)
+    threads = _threads(config, shape, most)
+
+    def prepared(
+        weights: Any, x: Any, h0: Any, from_zeros: bool, given: Any, saved: Any,
+        results: Any,
+    ) -> None:  # fmt: skip
+        arguments = (
+            *first, x, h0, from_zeros, weights.kernel, weights.recurrent_kernel, *given,
+            saved, *results,
+        )  # fmt: skip
+        run(entry, arguments, threads)
+
+    return prepared

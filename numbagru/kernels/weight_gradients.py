@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numba import types
@@ -189,10 +190,6 @@ def _signature(real):
 COLLECT = Kernel(_collect, _signature)
 
 
-_NO_PARTS = {dtype: np.empty((0, 0), dtype) for dtype in REAL}
-
-
-@functools.lru_cache
 def _part_size(F: int, U: int, width: int) -> int:
     V = padded(U, width)
     groups = padded(F, GROUP) // GROUP + padded(V, GROUP) // GROUP
@@ -213,13 +210,16 @@ def packed_parts(count: int, F: int, U: int, dtype: np.dtype) -> int:
     return count if wide or U % lanes(REAL[dtype]) > 0 else count - 1
 
 
-def make_parts(count: int, F: int, U: int, dtype: np.dtype) -> np.ndarray:
-    """Make memory for those of so many parts that are packed."""
+def parts_maker(
+    count: int, F: int, U: int, dtype: np.dtype
+) -> Callable[[], np.ndarray]:
+    """Give a function that makes memory for those of so many parts that are packed."""
     width = lanes(REAL[dtype])
     packed = packed_parts(count, F, U, dtype)
     if packed == 0:
-        return _NO_PARTS[dtype]
-    return memory.empty((packed, _part_size(F, U, width)), dtype)
+        none = np.empty((0, 0), dtype)
+        return lambda: none
+    return memory.maker((packed, _part_size(F, U, width)), dtype)
 
 
 def collect(parts: np.ndarray, count: int, results: Results, most: int) -> None:
@@ -230,4 +230,5 @@ def collect(parts: np.ndarray, count: int, results: Results, most: int) -> None:
         most = 1
     entry = COLLECT.entry(REAL[parts.dtype])
     adds = len(parts) < count
-    run(entry, (parts, adds, results.W, results.R, results.bias), most)
+    _, _, d_W, d_R, d_bias = results
+    run(entry, (parts, adds, d_W, d_R, d_bias), most)
