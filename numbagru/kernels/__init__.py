@@ -18,7 +18,8 @@ Arrays of the forward kernels
     h_drop   (3, B, U)    multipliers of the state in each gate's product
     V is U, or U padded to whole vectors in the register-tile kernels, which also save
     rows by their last active step, latest first (call.rows_by_end), and each row in one
-    piece, (B, 1, 1, any) and (B, 1, any).
+    piece, (B, 1, 1, any) and (B, 1, any): of a step four gates of one vector after the
+    other.
 
 Arrays of the backward kernels
     d_y, d_last, d_state  gradients of the outputs, shapes as above, (0, ...) for none

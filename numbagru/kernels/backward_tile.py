@@ -70,10 +70,10 @@ def load_gates(a, s, size, b, i, m, p, t):
     width = vector_lanes(a.x)
     V = rounded_up(a.U, width)
     for r in range(m):
-        saved = at(a.saved, (b + i + r) * a.saved_row + t * 4 * V + p * width)
+        saved = at(a.saved, (b + i + r) * a.saved_row + 4 * (t * V + p * width))
         for gate in range(4):
-            copy_vector(at(s, gate * size + r * width), at(saved, gate * V))
-            ask_for(at(saved, (gate - 4) * V))
+            copy_vector(at(s, gate * size + r * width), at(saved, gate * width))
+            ask_for(at(saved, gate * width - 4 * V))
 
 
 @routine

@@ -154,7 +154,12 @@ def finish(
 def save(
     a, act, rec, s, size, s_row, s_panel, m, panels, first_panel, b, t, h_new, active
 ):  # fmt: skip
-    """Keep what the backward pass takes of a tile: gates, and states that go on."""
+    """Keep what the backward pass takes of a tile: gates, and states that go on.
+
+    The gates of a vector of units side by side, four lines: with each gate's of all
+    units together, training 64x50x128x512 took 68.1 ms instead of 67.1, 1x100x16x128,
+    whose units threads share, 448 µs instead of 436 (Emerald Rapids).
+    """
     compact()
     width = vector_lanes(a.x)
     V = (a.U + width - 1) // width * width
@@ -170,15 +175,15 @@ def save(
     for q in range(panels):
         for i in range(m):
             if not a.masked or active[i] != 0:
-                lane = q * s_panel + i * s_row
-                place = (b + i) * a.saved_row + t * 4 * V + first + q * width
+                lane = at(s, q * s_panel + i * s_row)
+                place = (b + i) * a.saved_row + 4 * (t * V + first + q * width)
                 saved = at(a.saved, place)
-                copy_vector(at(saved, Z * V), at(s, z * size + lane))
-                copy_vector(at(saved, R * V), at(s, r * size + lane))
-                copy_vector(at(saved, HH * V), at(s, hh * size + lane))
-                copy_vector(at(saved, RECURRENT * V), at(s, RECURRENT * size + lane))
+                copy_vector(at(saved, Z * width), at(lane, z * size))
+                copy_vector(at(saved, R * width), at(lane, r * size))
+                copy_vector(at(saved, HH * width), at(lane, hh * size))
+                copy_vector(at(saved, RECURRENT * width), at(lane, RECURRENT * size))
                 for gate in range(4):
-                    ask_for(at(saved, (4 * steps + gate) * V))
+                    ask_for(at(saved, 4 * steps * V + gate * width))
 
 
 @routine

@@ -54,7 +54,9 @@ def _threads(config: Any, shape: tuple[int, ...], most: int) -> int:
 
 
 @functools.lru_cache
-def prepare_forward(config: Any, shape: tuple[int, ...], most: int) -> Callable[..., None]:
+def prepare_forward(
+    config: Any, shape: tuple[int, ...], most: int
+) -> Callable[..., None]:
     """Bind what x of a shape allows: ``run(weights, x, h0, from_zeros, out)``."""
     entry, first = bound(FORWARD, config, False)
     threads = _threads(config, shape, most)
@@ -71,7 +73,9 @@ def prepare_forward(config: Any, shape: tuple[int, ...], most: int) -> Callable[
 
 
 @functools.lru_cache
-def prepare_backward(config: Any, shape: tuple[int, ...], most: int) -> Callable[..., None]:
+def prepare_backward(
+    config: Any, shape: tuple[int, ...], most: int
+) -> Callable[..., None]:
     """Bind what x of a shape allows.
 
     ``run(weights, x, h0, from_zeros, given, saved, results)``.

@@ -22,6 +22,7 @@ from numbagru.kernels.simd import (
     at,
     clear,
     copy,
+    copy_vector,
     hold,
     most_rows,
     pointer,
@@ -115,8 +116,11 @@ def _backward_gates(words, helper, data):
     s = pointer(work)
     b = next_item(words, helper, -1, B)
     while b < B:
-        for gate in range(4):
-            copy(at(s, gate * apart), at(pointer(saved), b * saved_row + gate * U), U)
+        source = at(pointer(saved), b * saved_row)
+        for v in range(0, U, width):
+            for gate in range(4):
+                target = at(s, gate * apart + v)
+                copy_vector(target, at(source, 4 * v + gate * width))
         copy(at(s, H * apart), at(pointer(h0), b * U), U)
         total = at(s, D * apart)
         if d_state.size > 0:

@@ -31,6 +31,7 @@ from numbagru.kernels.simd import (
     at,
     clear,
     copy,
+    copy_vector,
     hold,
     most_rows,
     pointer,
@@ -184,7 +185,7 @@ def _forward_gates(words, helper, data):
     """Turn the sums into gates and states, some rows after the other."""
     act, rec, h0, y, last, state, saved, work = data
     B, U = h0.shape
-    apart = line(U)
+    width, apart = vector_lanes(h0), line(U)
     size = B * apart
     count = pieces(B, _GATE_ROWS)
     saved_row = saved.strides[0] // saved.itemsize
@@ -210,9 +211,11 @@ def _forward_gates(words, helper, data):
             if last.size > 0:
                 copy(at(pointer(last), b * U), h, U)
                 copy(at(pointer(state), b * U), h, U)
-            for gate in range(4):
-                target = at(pointer(saved), b * saved_row + gate * U)
-                copy(target, at(s, kept[gate] * size + row), U)
+            target = at(pointer(saved), b * saved_row)
+            for v in range(0, U, width):
+                for gate in range(4):
+                    source = at(s, kept[gate] * size + row + v)
+                    copy_vector(at(target, 4 * v + gate * width), source)
         item = next_item(words, helper, item, count)
     hold(h0)
     hold(y)
