@@ -296,7 +296,7 @@ ON_TENSOR_CORES = Case((14, 5, 67, 22))
 def test_products_on_tensor_cores():
     case = ON_TENSOR_CORES
     call, _ = functional._call(*arguments(case, "cpu_plain"))
-    call = call._replace(config=replace(call.config, precision="tf32"))
+    call = replace(call, config=replace(call.config, precision="tf32"))
     (B, T, F), U = call.x.shape, call.config.units
     sums = poisoned((B * T, 3 * U), "float32")
     emulate([forward_cuda.project(call, sums)], seed=4)

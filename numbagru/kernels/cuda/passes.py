@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def _rows(call: Call) -> int:
 
 
 def _on_device(call: Call) -> Call:
-    return call._replace(weights=call.weights.on(call.place))
+    return replace(call, weights=call.weights.on(call.place))
 
 
 def forward(call: Call, out: Outputs, most: int) -> None:
