@@ -205,15 +205,10 @@ def gru_vjp(
         zero. May be called any number of times, while x and initial_state, which are
         not copied, stay as they are.
     """
-    if (
-        type(x) is np.ndarray
-        and mask is None
-        and input_dropout is None
-        and recurrent_dropout is None
-    ):
+    if type(x) is np.ndarray and input_dropout is None and recurrent_dropout is None:
         weights.check(config)
         vjp = training(config, x.shape)
-        result = None if vjp is None else vjp(weights, x, initial_state)
+        result = None if vjp is None else vjp(weights, x, initial_state, mask)
         if result is not None:
             return result
     call, factor = _call(

@@ -14,7 +14,7 @@ import numpy as np
 
 from numbagru import dispatch
 from numbagru.kernels import backward_cpu, forward_cpu, memory, one_step
-from numbagru.kernels.call import REAL, Call, bias_shape, switches
+from numbagru.kernels.call import REAL, Call, bias_shape, conditions, switches
 from numbagru.kernels.panels import pack_zeros
 from numbagru.kernels.threads import get_num_threads
 from numbagru.kernels.weight_gradients import rows_per_part
@@ -138,9 +138,9 @@ def _by_threads(prepare: Callable[..., Any], *known: Any) -> Callable[[int], Any
 
 @functools.lru_cache
 def training(config: Any, shape: tuple[int, ...]) -> Callable[..., Any] | None:
-    """Prepare `gru_vjp` for x of a shape: ``vjp(weights, x, h0)``.
+    """Prepare `gru_vjp` for x of a shape: ``vjp(weights, x, h0, mask)``.
 
-    It gives None where x or h0 needs more; this one does where the config does.
+    It gives None where x needs more; this one does where the config does.
     """
     family = dispatch.family(config)
     plain = not (config.go_backwards or config.time_major) and config.device != "cuda"
@@ -153,11 +153,13 @@ def training(config: Any, shape: tuple[int, ...]) -> Callable[..., Any] | None:
     no_state, no_sequence = nothing(2, dtype), nothing(3, dtype)
     no_rows = np.empty((0, U), dtype)
     zero = dtype.type(0)
+    no_drops = no_sequence, no_sequence, switches(config)
+    unmasked = conditions(NO_MASK, *no_drops)
     example = Call(
         config, np.broadcast_to(zero, shape), np.broadcast_to(zero, h_shape), True,
-        NO_MASK, None, no_sequence, no_sequence, switches(config), HOST,
+        NO_MASK, None, *no_drops, HOST,
     )  # fmt: skip
-    conditions, shapes = example.conditions, family.saved_shapes(example)
+    shapes = family.saved_shapes(example)
     saved, states = (memory.maker(shape, dtype) for shape in shapes)
     rows = rows_per_part(B, T, F, U, dtype.itemsize)
     # Weights may be read where they stand: then the kernels want states, even of zero.
@@ -169,31 +171,36 @@ def training(config: Any, shape: tuple[int, ...]) -> Callable[..., Any] | None:
     step_back = _by_threads(one_step.prepare_backward, config, shape)
     sequences, use_bias = config.return_sequences, config.use_bias
     both = config.return_state and not sequences
-    # Then it need not be written once more, as in `Inference.call`.
-    last_in_y = sequences and not config.return_state and T > 0
+    # Then the last one need not be written once more, as in `Inference.call`.
+    all_in_y = sequences and not config.return_state and T > 0
     W_shape, R_shape, b_shape = (F, 3 * U), (U, 3 * U), bias_shape(config)
     make_W, make_R = (memory.result_maker(s, dtype) for s in (W_shape, R_shape))
     ndarray, empty = np.ndarray, np.empty
 
-    def vjp(weights: Any, x: np.ndarray, h0: Any) -> tuple[Any, Any] | None:
+    def vjp(weights: Any, x: np.ndarray, h0: Any, mask: Any) -> tuple[Any, Any] | None:
         flags = x.flags
         if x.dtype is not dtype or not (flags.c_contiguous and flags.aligned):
             return None
         if weights.kernel.shape != W_shape:
             return None
+        masked, given_conditions = mask is not None, unmasked
+        if masked:
+            mask = HOST.mask(config, mask, B, T)
+            given_conditions = conditions(mask, *no_drops)
         from_zeros = h0 is None
-        h0 = zeros if from_zeros else HOST.state(h0, h_shape, dtype)
+        given_h0 = no_rows if from_zeros else HOST.state(h0, h_shape, dtype)
+        h0 = zeros if from_zeros else given_h0
+        last_in_y = all_in_y and not masked
         y = empty(y_shape, dtype) if sequences else no_sequence
         last = no_rows if last_in_y else empty(h_shape, dtype)
         # Without a mask the last output is the state.
-        state = empty(h_shape, dtype) if both else last
+        state = empty(h_shape, dtype) if both or masked else last
         kept, kept_states = saved(), states()
         out, most = (y, last, state, kept, kept_states), threads_of(config)
-        if direct and not weights.packed_for_training:
+        if direct and not masked and not weights.packed_for_training:
             step(most)(weights, x, h0, from_zeros, out)
         else:
-            given_h0 = no_rows if from_zeros else h0
-            forward(most)(weights, x, given_h0, out, conditions)
+            forward(most)(weights, x, given_h0, out, given_conditions)
         if last_in_y:
             last = state = y[:, -1]
 
@@ -219,13 +226,13 @@ def training(config: Any, shape: tuple[int, ...]) -> Callable[..., Any] | None:
             d_W, d_R, d_bias = make_W(), make_R(), empty(b_shape, dtype)
             results = d_x, d_h0, d_W, d_R, d_bias.reshape(-1)
             most = threads_of(config)
-            if direct and not weights.packed_for_training:
+            if direct and not masked and not weights.packed_for_training:
                 step_back(most)(weights, x, h0, from_zeros, given, kept, results)
             else:
-                given_h0 = no_rows if from_zeros else h0
                 backward(most)(
-                    weights, x, given_h0, given, kept, kept_states, results, conditions
-                )
+                    weights, x, given_h0, given, kept, kept_states, results,
+                    given_conditions,
+                )  # fmt: skip
             return Gradients(
                 d_x,
                 None if from_zeros else d_h0,

@@ -38,8 +38,7 @@ class Call:
 
         Kept for the way back: sorting the rows of a mask takes 8 µs and more.
         """
-        mask = self.mask
-        return mask, *rows_by_end(mask), self.x_drop, self.h_drop, *self.switches
+        return conditions(self.mask, self.x_drop, self.h_drop, self.switches)
 
     @property
     def given_h0(self) -> np.ndarray:
@@ -130,6 +129,16 @@ class Results(NamedTuple):
     W: np.ndarray  # (F, 3 U)
     R: np.ndarray  # (U, 3 U)
     bias: np.ndarray  # (6 U,), (3 U,) or, without one, (0,)
+
+
+def conditions(
+    mask: np.ndarray,
+    x_drop: np.ndarray,
+    h_drop: np.ndarray,
+    switches: tuple[bool, bool],
+) -> tuple[Any, ...]:
+    """Give `Call.conditions`."""
+    return mask, *rows_by_end(mask), x_drop, h_drop, *switches
 
 
 def rows_by_end(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
