@@ -30,7 +30,7 @@ from numbagru.kernels.backward_tile import (
     load_states,
 )
 from numbagru.kernels.simd import at, copy_vector, most_rows, tile_size, vector_lanes
-from numbagru.kernels.team import meet, share_of
+from numbagru.kernels.team import ask_for_shared, meet, share_of, team_size
 from numbagru.kernels.tiles import tile_rows
 
 
@@ -139,6 +139,8 @@ def make_step_reset_before(per_gate, whole_rows):
                     )  # fmt: skip
             i += m
         meet(words, own)
+        if team_size(own) > 1:
+            ask_for_shared(e, n * w.e_row)
         multiply_recurrent(a, w, own, n, e, 2 * U, U)
         if per_gate:
             p, p_end = share_of(own, V // width, 1)

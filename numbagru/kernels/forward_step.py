@@ -30,10 +30,7 @@ from numbagru.kernels.simd import (
     vector_bytes,
     vector_lanes,
 )
-from numbagru.kernels.team import (
-    meet,
-    share_of,
-)
+from numbagru.kernels.team import ask_for_shared, meet, share_of, team_size
 from numbagru.kernels.tiles import (
     ALONE_COLUMNS,
     continue_sums,
@@ -190,6 +187,8 @@ def make_step_reset_before(per_gate, saves):
                 i += m
             p += panels
         meet(words, own)
+        if team_size(own) > 1:
+            ask_for_shared(inner, n * V)
         p = first_panel
         while p < stop:
             panels = 3 if p + 3 <= stop else 1

@@ -249,7 +249,11 @@ def is_turn_of(own, size, k):
 
 @routine
 def ask_for_shared(numbers, count):
-    """Ask for what others have computed: products would wait for line after line."""
+    """Ask for what others have computed: products would wait for line after line.
+
+    Of r * h alone, 100 steps of one row of 256 units took 578 µs, and take 526 (Emerald
+    Rapids, `reset_after=False`).
+    """
     for k in range(0, count, vector_lanes(numbers)):
         ask_for(at(numbers, k))
 
