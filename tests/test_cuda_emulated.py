@@ -334,7 +334,7 @@ def test_layers_on_tensor_cores(name):
     call, _ = functional._call(*arguments(case, "cpu_plain"))
     results = []
     for precision in ("dtype", "tf32"):
-        call = call._replace(config=replace(call.config, precision=precision))
+        call = replace(call, config=replace(call.config, precision=precision))
         out, found = outputs(call), results_of(case, call)
         emulate(forward_cuda.forward(call, out, 2, poisoned), seed=6)
         order, _ = rows_by_end(call.mask)
