@@ -199,12 +199,14 @@ def _give_d_x(a, w, first, stop, b, n, t, steps):
 
 @routine
 def input_gradient_per_gate(a, w, own, e, b, n, t):
-    """Do the same gate by gate, each of which may have multipliers of the inputs."""
+    """Do the same where each gate may have multipliers of the inputs."""
     width, most = vector_lanes(a.x), most_rows(a.x)
     F, U = a.F, a.U
     FV, part = rounded_up(F, width), U * width
     first, stop = share_of(own, FV // width, 1)
     if not a.drops_x:
+        # Still a chain for each gate, added part by part: the order of the sums with
+        # dropout per gate, whichever it is of (kernels/__init__.py).
         _add_rows(
             n, first, stop, e, w.e_row, U, a.kernel, 3 * part, part, 3, U, w.d_x, FV,
             False, width, most,

@@ -157,8 +157,8 @@ def save(
     """Keep what the backward pass takes of a tile: gates, and states that go on.
 
     The gates of a vector of units side by side, four lines: with each gate's of all
-    units together, training 64x50x128x512 took 68.1 ms instead of 67.1, 1x100x16x128,
-    whose units threads share, 448 µs instead of 436 (Emerald Rapids).
+    units together, training 64x50x128x512 took 68.6 ms instead of 66.8, 1x100x16x128,
+    whose units threads share, 442 µs instead of 433 (Emerald Rapids).
     """
     compact()
     width = vector_lanes(a.x)
