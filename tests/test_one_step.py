@@ -48,6 +48,29 @@ def results(config, weights, x, h0, d):
     return [a for a in (*outputs, *pullback(*d)) if a is not None]
 
 
+def placed(array, offset):
+    """Copy an array to so many bytes after the start of a cache line."""
+    raw = np.zeros(array.nbytes + 128, np.uint8)
+    start = -raw.ctypes.data % 64 + offset
+    copy = np.ndarray(array.shape, array.dtype, raw, start)
+    copy[...] = array
+    return copy
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("units", [64, 128, 144, 256, 400])
+def test_the_bits_are_the_same_wherever_the_weights_of_one_row_start(units, dtype):
+    config, arrays, (x, h0), d = make((1, 33, units), {"dtype": dtype})
+    expected = results(config, Weights(*arrays, True), x, h0, d)
+    # The last one is that of a view of bytes, whose numbers are not aligned.
+    for offset in [*range(0, 64, 4 if dtype == "float32" else 8), 7]:
+        weights = Weights(*(placed(array, offset) for array in arrays), True)
+        for found, right in zip(
+            results(config, weights, x, h0, d), expected, strict=True
+        ):
+            np.testing.assert_array_equal(found, right)
+
+
 @pytest.mark.parametrize("variant", VARIANTS, ids=repr)
 @pytest.mark.parametrize("shape", SHAPES, ids=repr)
 def test_the_bits_are_those_of_packed_weights(shape, variant):

@@ -206,7 +206,7 @@ def make_step_reset_before(per_gate, saves):
                 hh = at(scratch, start + HH * size)
                 if computed and panels == ALONE_COLUMNS:
                     continue_sums_alone(
-                        inner, 1, w, 3 * width, w_panel, U, hh, panel_scratch
+                        inner, 1, w, 3 * width, w_panel, U, hh, panel_scratch, True
                     )
                 elif computed:
                     continue_sums(

@@ -28,18 +28,20 @@ from numbagru.kernels.simd import (
     pointer,
     vector_lanes,
 )
-from numbagru.kernels.team import next_item, pieces, sharing
+from numbagru.kernels.team import NEXT, next_item, pieces, sharing
 from numbagru.kernels.threads import WORD_ARRAY
 from numbagru.kernels.tiles import (
+    ALONE_COLUMNS,
     add_sums,
     columns_at_once,
     continue_sums,
+    continue_sums_alone,
     tile_rows,
 )
 
 # Rows of a weight matrix whose gradients a thread computes at once, and where they
 # are all the same.
-_WEIGHT_ROWS, _SAME_ROWS = 16, 64
+_WEIGHT_ROWS, _SAME_ROWS = 16, 32
 
 
 @routine
@@ -73,11 +75,18 @@ def _add_samples(n, a, a_row, a_k, rows, d, d_k, U, width, gradients, row):
         m = tile_rows(rows - i, most_rows(a))
         v = 0
         while v < U:
-            columns = columns_at_once((U - v) // width)
-            continue_sums(
-                m, columns, at(a, i * a_row), a_row, a_k, at(d, v), d_k, width, n,
-                at(gradients, i * row + v), row, width, 0, False, d, 0,
-            )  # fmt: skip
+            left, target = (U - v) // width, at(gradients, i * row + v)
+            if m == 1 and left >= ALONE_COLUMNS:
+                columns = ALONE_COLUMNS
+                continue_sums_alone(
+                    at(a, i * a_row), a_k, at(d, v), d_k, width, n, target, width, False
+                )
+            else:
+                columns = columns_at_once(left)
+                continue_sums(
+                    m, columns, at(a, i * a_row), a_row, a_k, at(d, v), d_k, width, n,
+                    target, row, width, 0, False, d, 0,
+                )  # fmt: skip
             v += columns * width
         i += m
 
@@ -244,14 +253,16 @@ def one_step_backward(
     B, U = h0.shape
     # Gradients of the sums: candidate, z, r, candidate's recurrent part.
     d = np.empty(B * sums_row(U, vector_lanes(x)) + ALIGNING, x.dtype)
+    nobody = np.zeros(NEXT, np.int64)  # as on the way forward
     _share_slopes(
-        None, pointer(words),
+        None, pointer(nobody if B == 1 else words),
         (act, rec, d_act, d_rec, h0, d_y, d_last, d_state, saved, d, d_h0),
     )  # fmt: skip
     _share_products(
         None, pointer(words),
         (x, h0, from_zeros, W, weights, d, d_x, d_h0, d_W, d_weights, d_bias),
     )  # fmt: skip
+    hold(nobody)
     hold(d)
 
 

@@ -67,6 +67,25 @@ def aligned(typingctx: Any, base: Any) -> Any:
     return base(base), codegen
 
 
+@intrinsic
+def past_vector(typingctx: Any, address: Any) -> Any:
+    """Count the numbers from the last address that is whole vectors to this one.
+
+    None, where it is not whole numbers.
+    """
+    real = address.dtype
+
+    def codegen(context, builder, signature, args):
+        size = real.bitwidth // 8
+        place = builder.ptrtoint(args[0], INDEX)
+        past = builder.and_(place, INDEX(lanes(real) * size - 1))
+        part = builder.and_(place, INDEX(size - 1))
+        whole = builder.icmp_unsigned("==", part, INDEX(0))
+        return builder.select(whole, builder.udiv(past, INDEX(size)), INDEX(0))
+
+    return types.intp(address), codegen
+
+
 def _compile_time(name: str, number: Any) -> Any:
     """Make a function of an array that is a constant once its type is known."""
 

@@ -181,12 +181,19 @@ def continue_sums(
 # would wait for the one before.
 ALONE_COLUMNS = 8
 _alone = product_tile(1, ALONE_COLUMNS)
+_alone_across = product_tile(1, ALONE_COLUMNS + 1)
 
 
 @routine
-def continue_sums_alone(a, a_k, b, b_k, b_column, K, c, c_column):
+def continue_sums_alone(a, a_k, b, b_k, b_column, K, c, c_column, onward):
     """Do the same for one row and `ALONE_COLUMNS` vectors."""
-    _alone(a, 0, a_k, b, b_k, b_column, K, c, 0, c_column, 0, True, c, 0)
+    _alone(a, 0, a_k, b, b_k, b_column, K, c, 0, c_column, 0, onward, c, 0)
+
+
+@routine
+def continue_sums_across(a, b, b_k, K, c, width):
+    """And for one vector more."""
+    _alone_across(a, 0, 1, b, b_k, width, K, c, 0, width, 0, True, c, 0)
 
 
 _GATES = 4
