@@ -29,7 +29,7 @@ from numbagru.kernels import team
 from numbagru.kernels.call import REAL, activations
 from numbagru.kernels.simd import at, copy, hold, pointer
 from numbagru.kernels.threads import new_words
-from numbagru.scalar import fma
+from numbagru.scalar import fma, widest_vectors
 
 # What `rates` measures.
 CHAIN = "multiply-adds one after the other, of each thread"
@@ -88,6 +88,7 @@ def _chain(values, count):
 
 
 def _gates(act, rec, scratch, count):
+    widest_vectors()
     for turn in range(count):
         s = at(pointer(scratch), turn % 2 * (scratch.size // 2))
         step_reset_after(act, rec, s, _SECTION, _SECTION, 0)
@@ -95,6 +96,7 @@ def _gates(act, rec, scratch, count):
 
 
 def _d_gates(act, rec, d_act, d_rec, scratch, count):
+    widest_vectors()
     for turn in range(count):
         s = at(pointer(scratch), turn % 2 * (scratch.size // 2))
         d_step_reset_after(act, rec, d_act, d_rec, s, _SECTION, _SECTION, 0)
@@ -102,6 +104,7 @@ def _d_gates(act, rec, d_act, d_rec, scratch, count):
 
 
 def _gates_in_turn(act, rec, scratch, count):
+    widest_vectors()
     s = pointer(scratch)
     for _ in range(count):
         step_reset_after(act, rec, s, _SECTION, BLOCK, 0)
@@ -111,6 +114,7 @@ def _gates_in_turn(act, rec, scratch, count):
 
 
 def _d_gates_in_turn(act, rec, d_act, d_rec, scratch, count):
+    widest_vectors()
     s = pointer(scratch)
     for _ in range(count):
         d_step_reset_after(act, rec, d_act, d_rec, s, _SECTION, D_BLOCK, 0)

@@ -38,6 +38,7 @@ from numbagru.kernels.tiles import (
     continue_sums_alone,
     tile_rows,
 )
+from numbagru.scalar import widest_vectors
 
 # Rows of a weight matrix whose gradients a thread computes at once, and where they
 # are all the same.
@@ -116,6 +117,7 @@ def _same_gradients(n, zero, rows, d, U, width, gradients):
 @body
 def _backward_gates(words, helper, data):
     """Compute the gradients of the sums, and of the old states apart from them."""
+    widest_vectors()
     act, rec, d_act, d_rec, h0, d_y, d_last, d_state, saved, d, d_h0 = data
     B, U = h0.shape
     width, apart = vector_lanes(h0), line(U)

@@ -49,6 +49,7 @@ from numbagru.kernels.tiles import (
     step_sums,
     tile_rows,
 )
+from numbagru.scalar import widest_vectors
 
 # Rows of a weight matrix that are read side by side: so many streams the caches follow.
 _ROWS_AT_ONCE = 16
@@ -219,6 +220,7 @@ def _forward_sums(words, helper, data):
 @body
 def _forward_gates(words, helper, data):
     """Turn the sums into gates and states, some rows after the other."""
+    widest_vectors()
     act, rec, h0, y, last, state, saved, work = data
     B, U = h0.shape
     width, apart = vector_lanes(h0), line(U)
