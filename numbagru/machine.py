@@ -12,7 +12,7 @@ from numba.core.registry import cpu_target
 
 import numbagru
 from numbagru import _jit
-from numbagru.kernels import plain_cpu, vector_ir
+from numbagru.kernels import plain_forward, vector_ir
 from numbagru.kernels.threads import get_num_threads
 
 # Of the many features that compilers know, those that decide how fast kernels are.
@@ -43,7 +43,7 @@ def describe() -> dict[str, str]:
 
 def cache_folder() -> Path | None:
     """Return where compiled kernels are kept, None if nowhere can be written."""
-    return _jit.cache_folder(plain_cpu.plain_forward)
+    return _jit.cache_folder(plain_forward.plain_forward)
 
 
 def cache_problem() -> str | None:

@@ -402,6 +402,45 @@ def test_gradients_are_of_what_was_given(shape, family, masked):
     assert_same((none.inputs, *none[2:4]), (given.inputs, *given[2:4]))
 
 
+@pytest.mark.parametrize(
+    "names", [[], ["initial_state"], ["mask"], ["initial_state", "mask"]], ids=repr
+)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"reset_after": False},
+        {"use_bias": False, "activation": "softmax"},
+        {"return_sequences": False, "return_state": True, "zero_output_for_mask": True},
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (1, 4), (9, 5)])
+def test_calls_bound_before_are_the_general_ones(shape, changes, names, monkeypatch):
+    rows, units = shape[0], 16
+    config = GRUConfig(units=units, **{"return_sequences": True, **changes})
+    bias, after = config.use_bias, config.reset_after
+    given = {
+        "x": random(*shape, F),
+        "initial_state": random(rows, units, seed=4),
+        "mask": np.random.default_rng(5).random(shape) < 0.6,
+    }
+    given = {name: given[name] for name in ["x", *names]}
+    d_y = random(*shape, units, seed=6) if config.return_sequences else None
+    d_last, d_state = (random(rows, units, seed=seed) for seed in (7, 8))
+
+    def results():
+        weights = weights_of(units=units, reset_after=after, bias=bias)
+        outputs, pullback = gru_vjp(config, weights, **given)
+        return *outputs, *pullback(d_last, d_y, d_state), *pullback(None, d_y)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(functional, "_call", Mock(side_effect=AssertionError))
+        bound = results()
+    monkeypatch.setattr(functional, "training", lambda *_: None)
+    assert_same(results(), bound)
+
+
 def test_weights_are_one_thing_for_many_configs():
     """What is prepared for one config must not be used for another."""
     two = config_of(), config_of(activation="sigmoid")

@@ -60,6 +60,6 @@ Where things are
                               forward_whole_rows
     one_step, one_step_*      training over one step of few rows, nothing packed
     weight_gradients          what backward adds up: parts of rows, and their sum
-    plain_cpu                 plain loops for everything
+    plain_*                   plain loops for everything; plain_cpu has the entries
     cuda                      the same for NVIDIA GPUs
 """
