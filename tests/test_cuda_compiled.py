@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from numbagru.kernels.cuda import (
     forward_tiles,
     launch,
     limits,
+    passes,
     products,
     weight_gradients,
 )
@@ -176,8 +178,10 @@ BACKWARD = [
     (48, 4, False, True, True),
     (56, 2, True, True, False),
     (80, 4, True, True, True),
-    (108, 2, False, True, True),
-    (108, 2, True, False, False),
+    (96, 2, False, True, False),
+    (96, 1, False, True, True),
+    (108, 1, False, True, True),
+    (108, 2, True, True, True),
     (2000, 1, False, True, False),
 ]
 
@@ -186,10 +190,33 @@ BACKWARD = [
 @pytest.mark.parametrize("variant", BACKWARD, ids=str)
 def test_backward_rows(variant, real):
     units, rows, *rest = variant
+    assert rows <= limits.most_rows_back(32, units, rest == [False, True, True])
     both = activation("tanh"), activation("sigmoid")
     kernel = backward_rows.make(real, units, rows, *both, *rest)
     threads = forward_rows.threads_of(units)
     check(kernel, backward_rows.signature(real), threads, real)
+
+
+@pytest.mark.parametrize(
+    ("units", "changes", "rows"),
+    [
+        (80, {}, 4),
+        (96, {}, 1),
+        (96, {"reset_after": True}, 2),
+        (96, {"masked": False}, 2),
+        (96, {"drops": False}, 2),
+        (200, {}, 2),
+    ],
+    ids=str,
+)
+def test_rows_of_a_block_going_back(units, changes, rows):
+    """As many as were compiled above."""
+    given = {"reset_after": False, "masked": True, "drops": True, **changes}
+    call = Mock(x=np.zeros((4 * H100.processors, 1, 1), np.float32))
+    call.mask.size, call.h_drop.size = given["masked"], given["drops"]
+    call.config = Mock(units=units, reset_after=given["reset_after"])
+    call.place.chip = lambda: H100
+    assert passes._rows_back(call) == rows
 
 
 def others(real):

@@ -27,6 +27,16 @@ def most_rows(bits: int, units: int) -> int:
     return MOST_ROWS if units <= _FOUR_ROWS_UP_TO[bits] else 2
 
 
+def most_rows_back(bits: int, units: int, crowded: bool) -> int:
+    """How many do going back, `crowded` with the reset gate first, mask and dropout.
+
+    Two rows of 96 units then need 8 bytes of memory for registers; of 81 to 108 other
+    units, none.
+    """
+    rows = most_rows(bits, units)
+    return 1 if crowded and rows < MOST_ROWS and fits(bits, units) else rows
+
+
 class Chip(NamedTuple):
     """What a device has for blocks that wait for each other."""
 
