@@ -179,6 +179,7 @@ BACKWARD = [
     (56, 2, True, True, False),
     (80, 4, True, True, True),
     (96, 2, False, True, False),
+    (56, 1, False, True, True),
     (96, 1, False, True, True),
     (108, 1, False, True, True),
     (108, 2, True, True, True),

@@ -41,7 +41,8 @@ from numbagru.kernels.tiles import (
 from numbagru.scalar import widest_vectors
 
 # Rows of a weight matrix whose gradients a thread computes at once, and where they
-# are all the same.
+# are all the same (with 64 of these two threads took 60 µs to train one row of 256
+# units, where they take 55: one waits for the other's last, Emerald Rapids).
 _WEIGHT_ROWS, _SAME_ROWS = 16, 32
 
 

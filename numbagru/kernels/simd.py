@@ -71,7 +71,7 @@ def aligned(typingctx: Any, base: Any) -> Any:
 def past_vector(typingctx: Any, address: Any) -> Any:
     """Count the numbers from the last address that is whole vectors to this one.
 
-    None, where it is not whole numbers.
+    Zero where this one is not aligned to numbers.
     """
     real = address.dtype
 
