@@ -1,5 +1,7 @@
 """Whether every kernel for CUDA computes what it should: a part of `gpu.py`."""
 
+import importlib.util
+
 import numpy as np
 
 from benchmarks import reference
@@ -15,6 +17,7 @@ VARIANTS = {
     "recurrent dropout": {"recurrent_dropout": 0.2},
     "masked": {"zero_output_for_mask": True},
     "tf32": {"precision": "tf32"},
+    "cupy": {"precision": "cupy"},
     "dropout": {"dropout": 0.2, "implementation": 1},
     "gelu": {"activation": "gelu"},
     "backwards": {"go_backwards": True},
@@ -22,6 +25,8 @@ VARIANTS = {
     "dropout, reset before": {"recurrent_dropout": 0.2, "reset_after": False},
     "relu": {"activation": "relu"},
 }
+# Need not have the CPU's bits.
+FREE = "tf32", "cupy"
 # By the kernel that is meant, those whose blocks wait for each other last; all variants
 # at the first shape, the default at the others. A card that has no room for all blocks
 # of the last takes another kernel for it: the table says which one ran.
@@ -82,13 +87,15 @@ def check(kernel):
     """Compare a kernel's bits with the CPU's, and the default with a float64 reference.
 
     It may be four times as far from that as the reference in float32 is, with factors
-    rounded to TF32's eleven bits 2^13 times as far.
+    rounded to TF32's eleven bits 2^13 times as far. CuPy's products need not have the
+    CPU's bits either.
     """
     head = ["variant", "shape", "kernel", "bits of the CPU", "error", "NumPy's float32"]
     print(markdown(head, []))  # and rows as they come: a time limit loses none
     shape, *others = CHECKED[kernel]
     cases = [("default", other) for other in others]
-    cases += [(name, shape) for name in VARIANTS if name != "tf32" or has_tf32()]
+    missing = {"tf32": not has_tf32(), "cupy": not has_cupy()}
+    cases += [(name, shape) for name in VARIANTS if not missing.get(name)]
     passed = [check_case(name, shape) for name, shape in cases]
     return all(passed)
 
@@ -96,7 +103,7 @@ def check(kernel):
 def check_case(name, shape):
     """Print the row of a variant and a shape; whether all is as it should be."""
     arguments = VARIANTS[name]
-    rounds = name == "tf32"
+    rounds, free = name == "tf32", name in FREE
     dtype = arguments.get("dtype", "float32")
     data, mask = make_data(shape, dtype), mask_of(name, shape)
     layers = [
@@ -106,15 +113,20 @@ def check_case(name, shape):
     ours, cpu = (results_of(layer, data, mask) for layer in layers)
     ran = layers[0].explain(data.x).split(":")[0]
     same = all(a.tobytes() == b.tobytes() for a, b in zip(ours, cpu, strict=True))
-    said = "-" if rounds else "yes" if same else "NO"
-    passed, errors = same or rounds, ["", ""]
-    if name == "default" or rounds:
+    said = "-" if free else "yes" if same else "NO"
+    passed, errors = same or free, ["", ""]
+    if name == "default" or free:
         exact, plain = by_reference(shape, "float64"), by_reference(shape, "float32")
         errors = [distance(found, exact) for found in (ours, plain)]
         passed &= bool(errors[0] <= 4 * errors[1] * (2**13 if rounds else 1))
         errors = [f"{error:.1e}" for error in errors]
     print("|", " | ".join(map(str, [name, shape, ran, said, *errors])), "|", flush=True)
     return passed
+
+
+def has_cupy():
+    """Whether CuPy is installed."""
+    return importlib.util.find_spec("cupy") is not None
 
 
 def has_tf32():

@@ -5,7 +5,7 @@ import statistics
 import subprocess
 import time
 
-from benchmarks.device_check import has_tf32, layer_for
+from benchmarks.device_check import has_cupy, has_tf32, layer_for
 from benchmarks.shapes import Shape, make_data
 from benchmarks.tables import cell, markdown
 
@@ -111,12 +111,15 @@ def torch_step(module, data, what):
 
 
 def compare(what):
-    """Print times beside cuDNN's and the ratios, TF32 off and on."""
+    """Print times beside cuDNN's and the ratios, TF32 off and on.
+
+    And how many times as long the CPU's order of sums takes as CuPy's.
+    """
     import torch
 
-    head = [f"{what}, ms (BxTxFxU)", "numbagru", "TF32", "cuDNN", "cuDNN TF32"]
-    head += ["ratio", "ratio TF32"]
-    precisions = ("dtype", "tf32") if has_tf32() else ("dtype",)
+    head = [f"{what}, ms (BxTxFxU)", "numbagru", "TF32", "CuPy's products"]
+    head += ["cuDNN", "cuDNN TF32", "ratio", "ratio TF32", "of CuPy's order"]
+    able = {"dtype": True, "tf32": has_tf32(), "cupy": has_cupy()}
     print(markdown(head, []))
     for units in UNITS:
         for batch in ROWS:
@@ -124,16 +127,19 @@ def compare(what):
             data = make_data(shape)
             module = torch.nn.GRU(FEATURES, units, batch_first=True).cuda()
             ours, theirs = [], []
-            for precision in precisions:
+            for precision, is_able in able.items():
+                if not is_able:
+                    ours.append(math.nan)
+                    continue
                 step = our_step(shape, data, what, precision=precision)
                 ours.append(timed(step, torch.cuda.synchronize))
-            ours += [math.nan] * (2 - len(ours))
             for allowed in (False, True):
                 torch.backends.cudnn.allow_tf32 = allowed
                 torch.backends.cuda.matmul.allow_tf32 = allowed
                 step = torch_step(module, data, what)
                 theirs.append(timed(step, torch.cuda.synchronize))
-            ratios = [ms / mine for ms, mine in zip(theirs, ours, strict=True)]
+            ratios = [ms / mine for ms, mine in zip(theirs, ours[:2], strict=True)]
+            ratios.append(ours[0] / ours[2])
             row = [shape, *map(cell, ours + theirs), *map(cell, ratios)]
             print("|", " | ".join(map(str, row)), "|", flush=True)
     return True

@@ -144,6 +144,18 @@ class Driver:
             threads = (launch.threads, 1, 1)
             kernel.launch(arguments, blocks, threads, where, launch.shared_bytes)
 
+    def multiply(self, tasks: Iterable[Any], stream: int) -> None:
+        """Let CuPy make products on the current device; does not wait for them."""
+        cupy = _cupy()
+        queue = cupy.cuda.ExternalStream(stream) if stream else cupy.cuda.Stream.null
+        with cupy.cuda.Device(self.current_device()), queue:
+            for task in tasks:
+                arguments = [
+                    _array_of(cupy, one) if isinstance(one, np.ndarray) else one
+                    for one in task.arguments
+                ]
+                task.function(cupy, *arguments)
+
     def _compiled(self, launch: Any) -> Any:
         from numbagru._jit_cuda import LEAST_CAPABILITY, kernel_for
 
@@ -183,6 +195,37 @@ class Driver:
 
     def _launch_stream(self, stream: int) -> Any:
         return self._cuda.cudadrv.driver._to_core_stream(self._stream(stream))
+
+
+def _cupy() -> Any:
+    try:
+        return importlib.import_module("cupy")
+    except ImportError as error:
+        raise RuntimeError(
+            f"precision='cupy' needs the package CuPy, which was not found: {error}. "
+            "Install it with `pip install cupy-cuda13x` (or another of the driver's "
+            "CUDA version), or pass precision='dtype'."
+        ) from error
+
+
+class _Interface:
+    """Memory of the device that an array of NumPy's stands for."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.owner = array
+        self.__cuda_array_interface__ = {
+            "shape": array.shape,
+            "typestr": array.dtype.str,
+            "data": (array.ctypes.data, False),
+            "strides": array.strides,
+            "version": 3,
+        }
+
+
+def _array_of(cupy: Any, array: np.ndarray) -> Any:
+    if array.size == 0:  # which has no memory on the device
+        return cupy.empty(array.shape, array.dtype)
+    return cupy.asarray(_Interface(array))
 
 
 def _toolkit() -> tuple[int, int] | None:

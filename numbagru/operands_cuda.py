@@ -8,6 +8,7 @@ stream that its library works on, and results are of the same library.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from numbagru._driver_cuda import driver
+from numbagru.kernels.cuda.launch import Products
 from numbagru.kernels.cuda.limits import Chip
 from numbagru.operands import HOST, Operands, on_device
 
@@ -223,17 +225,19 @@ class Device(Operands):
         with self._driver.on(self.number):
             return self._driver.to_host(array, self._library.stream)
 
-    def run(self, launches: Any) -> None:
-        """Launch kernels one after the other, without waiting for them."""
-        for launch in launches:
-            for size in launch.arguments:
+    def run(self, tasks: Any) -> None:
+        """Carry out one after the other, without waiting for them."""
+        for task in tasks:
+            for size in task.arguments:
                 if isinstance(size, int) and size >= 2**31:
                     raise ValueError(
                         "The call is too large for kernels whose sizes have 32 bits: "
                         f"one would be {size:,}. Take fewer rows or steps at once."
                     )
         with self._driver.on(self.number):
-            self._driver.run(launches, self._library.stream)
+            for kind, same in itertools.groupby(tasks, type):
+                by = self._driver.multiply if kind is Products else self._driver.run
+                by(same, self._library.stream)
 
     def chip(self) -> Chip:
         """Say what the device has for blocks that wait for each other."""

@@ -1,5 +1,6 @@
 """What is missing is named: package, driver, toolkit, device, memory."""
 
+import contextlib
 import sys
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ pytest.importorskip("numba_cuda", reason="the driver is numba-cuda's")
 
 from numbagru import _driver_cuda
 from numbagru._driver_cuda import Driver
-from numbagru.kernels.cuda.launch import Launch
+from numbagru.kernels.cuda.launch import Launch, Products
 
 
 class OutOfMemory(Exception):
@@ -70,6 +71,58 @@ def test_device_without_tensor_cores_for_tf32():
     driver = Driver(cuda_of(capability=(7, 5)))
     with pytest.raises(RuntimeError, match=r"'tf32' needs.*8\.0.*7\.5.*'dtype'"):
         driver._compiled(LAUNCH._replace(capability=(8, 0)))
+
+
+class Entered(contextlib.nullcontext):
+    """Remember what was entered."""
+
+    def __init__(self, log, *what):
+        super().__init__()
+        self.log, self.what = log, what
+
+    def __enter__(self):
+        """Write it down."""
+        self.log.append(self.what)
+
+
+def cupy_of(log):
+    """Make what the driver takes of CuPy, for memory of the host."""
+
+    def asarray(value):
+        interface = value.__cuda_array_interface__
+        assert interface["version"] == 3
+        return np.asarray(SimpleNamespace(__array_interface__=interface, owner=value))
+
+    cuda = SimpleNamespace(
+        ExternalStream=lambda stream: Entered(log, "stream", stream),
+        Stream=SimpleNamespace(null=Entered(log, "stream", 0)),
+        Device=lambda number: Entered(log, "device", number),
+    )
+    return SimpleNamespace(cuda=cuda, asarray=asarray, empty=np.empty, add=np.add)
+
+
+@pytest.mark.parametrize("stream", [0, 17])
+def test_products_of_cupy(stream, monkeypatch):
+    log = []
+    monkeypatch.setitem(sys.modules, "cupy", cupy_of(log))
+    cuda = cuda_of()
+    cuda.current_context = lambda: SimpleNamespace(device=SimpleNamespace(id=3))
+    left, right, total = np.arange(12.0).reshape(3, 4)[:, ::2], np.ones(2), np.empty(0)
+
+    def function(xp, first, second, none, number):
+        assert (none.shape, number) == ((0,), 5)
+        xp.add(first, second, out=first)
+
+    products = Products(function, (left, right, total, 5))
+    Driver(cuda).multiply([products], stream)
+    assert left.tolist() == [[1, 3], [5, 7], [9, 11]]
+    assert log == [("device", 3), ("stream", stream)]
+
+
+def test_no_cupy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(RuntimeError, match=r"'cupy' needs.*pip install.*'dtype'"):
+        Driver(cuda_of()).multiply([Products(lambda xp: None, ())], 0)
 
 
 @pytest.mark.parametrize("error", [ImportError, OSError])

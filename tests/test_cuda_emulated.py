@@ -20,8 +20,10 @@ from numbagru.kernels.cuda import (
     forward_cuda,
     forward_grid,
     forward_rows,
+    library,
     limits,
 )
+from numbagru.kernels.cuda.launch import Products
 from numbagru.kernels.cuda.ptx import cuda
 from test_kernels import CASES, Case, arguments, by_time, problem_of
 
@@ -50,6 +52,9 @@ CHOSEN = {
 
 def emulate(launches, seed):
     for launch in launches:
+        if isinstance(launch, Products):
+            launch.function(np, *launch.arguments)
+            continue
         grid = Grid(launch.blocks, launch.threads, seed, launch.shared_bytes)
         grid.run(launch.kernel, *map(as_pointer, launch.arguments))
 
@@ -347,6 +352,66 @@ def test_layers_on_tensor_cores(name):
     for exact, rounded in zip(*results, strict=True):
         error = np.abs(exact - rounded).max()
         assert 0 < error < 2**-8 * np.abs(exact).max()
+
+
+OF_A_LIBRARY = [
+    "0x2x3x5", "2x0x3x5", "1x1x1x1", "7x2x8x17", "gaps", "all masked", "no bias",
+    "mask, no state", "time major, gaps, backwards", "dropout", "dropout per gate",
+    "recurrent dropout", "both dropouts",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize("name", OF_A_LIBRARY)
+def test_products_of_a_library(name, reset_after):
+    """NumPy stands for CuPy; what is masked is NaN, and must not count."""
+    case = replace(CHOSEN[name], reset_after=reset_after, dtype="float64")
+    call, _ = functional._call(*arguments(case, "cpu_plain"))
+    if call.mask.size > 0:
+        call.x[call.mask == 0] = np.nan
+    given, order = cotangents_of(case, call), rows_by_end(call.mask)[0]
+    results = []
+    for precision in ("dtype", "cupy"):
+        call = replace(call, config=replace(call.config, precision=precision))
+        out, found = outputs(call), results_of(case, call)
+        tasks = forward_cuda.forward(call, out, 2, poisoned)
+        emulate(tasks, seed=8)
+        more = backward_cuda.backward(call, given, out, order, 2, found, 2, poisoned)
+        emulate(more, seed=9)
+        library = sum(isinstance(task, Products) for task in [*tasks, *more])
+        assert library == (0 if precision == "dtype" else 3 + (call.x.size > 0))
+        results.append([out.y, out.state, *found])
+    terms = call.x.shape[0] * call.x.shape[1] + call.x.shape[2] + 3 * call.config.units
+    for chain, free in zip(*results, strict=True):
+        size = np.abs(chain).max(initial=1)
+        np.testing.assert_allclose(
+            free, chain, rtol=0, atol=terms * size * np.finfo("float64").eps
+        )
+
+
+def test_products_of_a_library_keep_the_type():
+    case = replace(CHOSEN["both dropouts"], mask="gaps", dtype="float32")
+    call, _ = functional._call(*arguments(case, "cpu_plain"))
+    call = replace(call, config=replace(call.config, precision="cupy"))
+    made, rng = [], np.random.default_rng(0)
+
+    class Watched:
+        """NumPy's functions, whose results are looked at."""
+
+        def __getattr__(self, name):
+            def function(*given, **named):
+                made.append(getattr(np, name)(*given, **named))
+                return made[-1]
+
+            return function
+
+    (B, T, _), U = call.x.shape, call.config.units
+    out, found = outputs(call), results_of(case, call)
+    d_sums = rng.normal(size=(B, T, 4, U)).astype("float32")
+    for products in library.gradients(call, out, d_sums, found):
+        products.function(Watched(), *products.arguments)
+    assert len(made) >= 3
+    assert {array.dtype for array in made} == {np.dtype("float32")}
 
 
 @pytest.fixture

@@ -285,9 +285,11 @@ class GRUConfig(SequenceConfig):
         "dtype",
         "str",
         "Of products on a CUDA device over all steps at once, of inputs and of weight "
-        'gradients: "dtype", or for float32 "tf32", which rounds their factors to 11 '
-        "bits for tensor cores. The recurrence and the CPU stay at the dtype.",
-        one_of("dtype", "tf32"),
+        'gradients: "dtype"; or for float32 "tf32", which rounds their factors to 11 '
+        'bits for tensor cores; or "cupy", which lets CuPy multiply in the dtype and '
+        "an order of sums of its own, without the CPU's bits. The recurrence and the "
+        "CPU stay as they are.",
+        one_of("dtype", "tf32", "cupy"),
         cell=True,
     )
     implementation: int = _argument(

@@ -1,9 +1,10 @@
 """What an NVIDIA GPU runs: the arrays and the order of sums of kernels/__init__.py.
 
 Results have the bits of the CPU's: the same formulas (gates.py, activations/), nothing
-contracted, no approximate functions (_jit_cuda.py), unless precision="tf32" asks for
-tensor cores in the products over all steps (products.py). Nothing here has run on a
-device yet: kernels are emulated and compiled (tests/test_cuda_*.py).
+contracted, no approximate functions (_jit_cuda.py), unless the products over all steps
+are asked for otherwise: precision="tf32" for tensor cores (products.py), "cupy" for a
+library's (library.py). Nothing here has run on a device yet: kernels are emulated and
+compiled (tests/test_cuda_*.py).
 
 Where things are
     ptx                 what Numba lacks on the device
@@ -12,7 +13,9 @@ Where things are
     passes              both passes as the dispatch table has them
     forward_cuda        the launches of a pass, forward and
     backward_cuda       backward
+    gradients           of inputs and weights, once the recurrence went back
     products            many samples at once: inputs and weights, and back
+    library             the same by CuPy, where asked for
     forward_rows        the recurrence, blocks of few rows that wait for nobody, and
     backward_rows       back
     forward_grid        the recurrence, blocks of few units that meet in every step,

@@ -15,24 +15,15 @@ from numbagru.kernels.cuda import (
     elementwise,
     forward_grid,
     products,
-    weight_gradients,
 )
-from numbagru.kernels.cuda.launch import Launch, scalars_of, strides
+from numbagru.kernels.cuda.gradients import sums_of_samples
+from numbagru.kernels.cuda.launch import Launch, Products, Task, scalars_of, strides
 from numbagru.kernels.cuda.limits import Split, copies
-from numbagru.kernels.weight_gradients import block_rows as rows_at_once
 
 _rows = functools.cache(backward_rows.make)
 _grid = functools.cache(backward_grid.make)
 _tiled = functools.cache(backward_tiles.make)
 _reset = functools.cache(backward_tiles.make_reset)
-_input_gradient = functools.cache(products.make_input_gradient)
-_gradient = functools.cache(weight_gradients.make_gradient)
-_biases = functools.cache(weight_gradients.make_biases)
-_collect = functools.cache(weight_gradients.make_collect)
-
-
-def _tiles(size: int) -> int:
-    return -(-size // products.TILE)
 
 
 def backward(
@@ -44,7 +35,7 @@ def backward(
     results: Results,
     division: int | Split | None,
     allocate: Any,
-) -> list[Launch]:
+) -> list[Task]:
     """Return what to launch, one after the other.
 
     Parameters
@@ -61,68 +52,18 @@ def backward(
     allocate
         ``allocate(shape, dtype)`` makes an array on the device to work with.
     """
-    config, weights, dtype = call.config, call.weights, call.x.dtype
-    (B, T, F), U = call.x.shape, config.units
-    real, masked = REAL[dtype], call.mask.size > 0
-    drops_x, precision = call.x_drop.size > 0, config.precision
-    capability = products.capability_of(precision)
-    d_sums = allocate((B, T, 4, U), dtype)
+    (B, T, _), U = call.x.shape, call.config.units
+    d_sums = allocate((B, T, 4, U), call.x.dtype)
     recur = _on_grid if isinstance(division, Split) else _by_rows
     if division is None:
         recur = _in_tiles
-    launches = [
+    tasks = [
         *recur(call, given, out, d_sums, results, division, allocate),
-        Launch(
-            _input_gradient(real, call.per_gate, drops_x, precision),
-            products.input_gradient_signature(real),
-            (_tiles(B * T), _tiles(F)),
-            products.THREADS,
-            (
-                d_sums, weights.kernel, call.x_drop, results.x, *strides(results.x), B,
-                T, F, U,
-            ),
-            capability=capability,
-        ),
-    ]  # fmt: skip
-    parts = max(1, -(-B // rows_per_part))
-    # The CPU's kernel goes through a part in such blocks: the order of sums.
-    block_rows = rows_at_once.py_func(rows_per_part, T, U)
-    masks = call.mask, *call.mask.strides, order
-    for size, of_states, drop, total in (
-        (F, False, call.x_drop, results.W),
-        (U, True, call.h_drop, results.R),
-    ):
-        part = allocate((parts, size, 3 * U), dtype)
-        launches += [
-            Launch(
-                _gradient(
-                    real, of_states, config.reset_after, masked, drop.size > 0,
-                    precision,
-                ),
-                weight_gradients.gradient_signature(real),
-                (_tiles(size), 3 * _tiles(U), parts),
-                products.THREADS,
-                (
-                    call.x, *strides(call.x), call.h0, out.states, out.saved, d_sums,
-                    *masks, drop, part, B, T, size, U, rows_per_part, block_rows,
-                ),
-                capability=capability,
-            ),
-            _sum(real, part, total, parts, 0),
-        ]  # fmt: skip
-    if results.bias.size > 0:
-        part = allocate((parts, 4, U), dtype)
-        launches += [
-            Launch(
-                _biases(real, masked),
-                weight_gradients.biases_signature(real),
-                (-(-4 * U // weight_gradients.COLUMNS), parts),
-                weight_gradients.COLUMNS,
-                (d_sums, *masks, part, B, T, U, rows_per_part, block_rows),
-            ),
-            _sum(real, part, results.bias, parts, U),
-        ]
-    return [launch for launch in launches if np.prod(launch.blocks) > 0]
+        *sums_of_samples(call, out, d_sums, order, rows_per_part, results, allocate),
+    ]
+    return [
+        task for task in tasks if isinstance(task, Products) or np.prod(task.blocks) > 0
+    ]
 
 
 def _given_back(given: Cotangents) -> tuple[bool, ...]:
@@ -234,14 +175,3 @@ def _in_tiles(
             signature = backward_tiles.reset_signature(real)
             launches.append(Launch(reset, signature, blocks, threads, arguments))
     return launches
-
-
-def _sum(real: Any, parts: Any, total: Any, count: int, units: int) -> Launch:
-    """Add the parts; `units` where they are those of the bias."""
-    return Launch(
-        _collect(real),
-        weight_gradients.collect_signature(real),
-        (-(-total.size // weight_gradients.COLUMNS),),
-        weight_gradients.COLUMNS,
-        (parts, total, count, total.size, units),
-    )

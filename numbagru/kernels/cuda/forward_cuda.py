@@ -14,9 +14,10 @@ from numbagru.kernels.cuda import (
     forward_grid,
     forward_rows,
     forward_tiles,
+    library,
     products,
 )
-from numbagru.kernels.cuda.launch import Launch, scalars_of, strides
+from numbagru.kernels.cuda.launch import Launch, Task, scalars_of, strides
 from numbagru.kernels.cuda.limits import copies
 
 _project = functools.cache(products.make_project)
@@ -27,7 +28,7 @@ _state = functools.cache(forward_tiles.make_state)
 _grid = functools.cache(forward_grid.make)
 
 
-def forward(call: Call, out: Outputs, rows: int, allocate: Any) -> list[Launch]:
+def forward(call: Call, out: Outputs, rows: int, allocate: Any) -> list[Task]:
     """Return what to launch, one after the other: a recurrence in one launch.
 
     Parameters
@@ -76,7 +77,7 @@ def forward(call: Call, out: Outputs, rows: int, allocate: Any) -> list[Launch]:
     return [project(call, sums), recur] if T > 0 else [recur]
 
 
-def forward_tiled(call: Call, out: Outputs, allocate: Any) -> list[Launch]:
+def forward_tiled(call: Call, out: Outputs, allocate: Any) -> list[Task]:
     """Return what to launch, one after the other: one or two for each step.
 
     Parameters as of `forward`.
@@ -155,9 +156,7 @@ def _tiled(
     return Launch(kernel, signature, blocks, forward_tiles.THREADS, arguments)
 
 
-def forward_on_grid(
-    call: Call, out: Outputs, split: Any, allocate: Any
-) -> list[Launch]:
+def forward_on_grid(call: Call, out: Outputs, split: Any, allocate: Any) -> list[Task]:
     """Return what to launch, one after the other: a recurrence in one launch.
 
     Parameters as of `forward`, but `split`: a `limits.Split`.
@@ -199,8 +198,10 @@ def forward_on_grid(
     return [project(call, sums), *launches] if T > 0 else launches
 
 
-def project(call: Call, sums: Any) -> Launch:
-    """Launch the sums (B T, 3 U) of the inputs, on top of the bias."""
+def project(call: Call, sums: Any) -> Task:
+    """Return what makes the sums (B T, 3 U) of the inputs, on top of the bias."""
+    if call.config.precision == "cupy":
+        return library.project(call, sums)
     weights, real = call.weights, REAL[call.x.dtype]
     (B, T, F), U = call.x.shape, call.config.units
     apart, precision = call.x_drop.size > 0, call.config.precision

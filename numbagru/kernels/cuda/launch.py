@@ -21,6 +21,19 @@ class Launch(NamedTuple):
     capability: tuple[int, int] = LEAST_CAPABILITY  # of a device that can run it
 
 
+class Products(NamedTuple):
+    """What CuPy multiplies in place of a kernel: ``function(xp, *arguments)``.
+
+    `xp` is the module that calculates with arrays like the arguments.
+    """
+
+    function: Callable[..., None]
+    arguments: tuple[Any, ...]
+
+
+Task = Launch | Products
+
+
 class Scalars(NamedTuple):
     """An activation as scalar functions that are compiled for the CPU."""
 
