@@ -202,9 +202,9 @@ def _cupy() -> Any:
         return importlib.import_module("cupy")
     except ImportError as error:
         raise RuntimeError(
-            f"precision='cupy' needs the package CuPy, which was not found: {error}. "
-            "Install it with `pip install cupy-cuda13x` (or another of the driver's "
-            "CUDA version), or pass precision='dtype'."
+            "precision='free' multiplies with CuPy, which is installed but cannot be "
+            f"imported: {error}. Install the one for the driver's version of CUDA "
+            "(cupy-cuda12x, cupy-cuda13x), or pass precision='dtype'."
         ) from error
 
 

@@ -15,6 +15,7 @@ from numbagru.kernels.cuda.limits import (
     MOST_RESIDENT,
     TILED_FROM_ROWS,
     TYPICAL,
+    by_cupy,
     copies,
     fits,
     split,
@@ -33,6 +34,7 @@ class Problem:
     whole_rows: bool = False  # whether an activation takes all units at once
     at_once: bool = False  # whether a device has room for the blocks of all units
     many_rows: bool = False  # whether they fill tiles of rows on a device, and T > 0
+    precision: str = "dtype"
 
 
 Check = Callable[[Problem], str | None]
@@ -207,6 +209,7 @@ def problem(
         split(bits, config.units, B, chip, copies(config.reset_after, drops))
         is not None,
         B >= TILED_FROM_ROWS and T > 0,
+        config.precision,
     )
 
 
@@ -267,4 +270,9 @@ def explain(given: Problem) -> str:
         if row is chosen:
             break
         lines += [f"  not {row.name}: {why}" for why in refusals(row, given)]
+    if given.device == "cuda" and given.precision == "free":
+        by = (
+            "CuPy" if by_cupy(given.precision) else "its kernels, CuPy is not installed"
+        )
+        lines.append(f"  precision='free': products over all steps by {by}")
     return "\n".join(lines)

@@ -117,7 +117,7 @@ REFUSED = [
     ("use_cudnn", None, ValueError, "'auto', True, False"),
     ("implementation", 3, ValueError, "0, 1, 2"),
     ("device", "gpu", ValueError, "'auto', 'cpu', 'cuda'"),
-    ("precision", "fp16", ValueError, "'dtype', 'tf32', 'cupy'"),
+    ("precision", "fp16", ValueError, "'dtype', 'tf32', 'free'"),
     ("threads", 0, ValueError, "`threads` must be a positive integer.*or None"),
     ("threads", -1, ValueError, "`threads` must be a positive integer.*or None"),
     ("threads", True, ValueError, "`threads` must be a positive integer.*or None"),

@@ -147,9 +147,17 @@ GRID = [
 @pytest.mark.parametrize("real", [types.float32, types.float64], ids=str)
 @pytest.mark.parametrize("variant", GRID, ids=str)
 def test_grid(variant, real):
+    check_grid(variant, real, free=False)
+
+
+def test_grid_with_sums_in_parts():
+    check_grid(GRID[1], types.float32, free=True)
+
+
+def check_grid(variant, real, free):
     units, B, reset_after, masked, drops, keeps = variant
     seen = limits.copies(reset_after, drops)
-    split = limits.split(real.bitwidth, units, B, H100, seen)
+    split = limits.split(real.bitwidth, units, B, H100, seen, free)
     if split is None:
         assert real == types.float64
         assert units >= 512

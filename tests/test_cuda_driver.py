@@ -121,7 +121,7 @@ def test_products_of_cupy(stream, monkeypatch):
 
 def test_no_cupy(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(RuntimeError, match=r"'cupy' needs.*pip install.*'dtype'"):
+    with pytest.raises(RuntimeError, match=r"'free'.*cupy-cuda13x.*'dtype'"):
         Driver(cuda_of()).multiply([Products(lambda xp: None, ())], 0)
 
 

@@ -363,36 +363,75 @@ OF_A_LIBRARY = [
 
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("name", OF_A_LIBRARY)
-def test_products_of_a_library(name, reset_after):
+def test_products_of_a_library(name, reset_after, monkeypatch):
     """NumPy stands for CuPy; what is masked is NaN, and must not count."""
+    monkeypatch.setattr(limits, "cupy_found", lambda: True)
     case = replace(CHOSEN[name], reset_after=reset_after, dtype="float64")
     call, _ = functional._call(*arguments(case, "cpu_plain"))
     if call.mask.size > 0:
         call.x[call.mask == 0] = np.nan
     given, order = cotangents_of(case, call), rows_by_end(call.mask)[0]
     results = []
-    for precision in ("dtype", "cupy"):
+    for precision in ("dtype", "free"):
         call = replace(call, config=replace(call.config, precision=precision))
         out, found = outputs(call), results_of(case, call)
         tasks = forward_cuda.forward(call, out, 2, poisoned)
         emulate(tasks, seed=8)
         more = backward_cuda.backward(call, given, out, order, 2, found, 2, poisoned)
         emulate(more, seed=9)
-        library = sum(isinstance(task, Products) for task in [*tasks, *more])
-        assert library == (0 if precision == "dtype" else 3 + (call.x.size > 0))
+        products = sum(isinstance(task, Products) for task in [*tasks, *more])
+        assert products == (0 if precision == "dtype" else 3 + (call.x.size > 0))
         results.append([out.y, out.state, *found])
+    check_same_sums(call, *results)
+
+
+def check_same_sums(call, in_order, free):
+    """Compare what differs by the order of sums alone, in float64."""
     terms = call.x.shape[0] * call.x.shape[1] + call.x.shape[2] + 3 * call.config.units
-    for chain, free in zip(*results, strict=True):
+    for chain, other in zip(in_order, free, strict=True):
         size = np.abs(chain).max(initial=1)
         np.testing.assert_allclose(
-            free, chain, rtol=0, atol=terms * size * np.finfo("float64").eps
+            other, chain, rtol=0, atol=terms * size * np.finfo("float64").eps
         )
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("gaps", limits.Split(2, 2, 2, 4)),
+        ("both dropouts", limits.Split(2, 2, 1, 2)),
+        ("past the slab", limits.Split(2, 2, 2, 4)),
+    ],
+    ids=str,
+)
+def test_sums_in_parts(name, reset_after, split, few_threads, monkeypatch):
+    """Threads share the sums of the recurrence: other bits, the same numbers."""
+    for module in (forward_grid, backward_grid):
+        monkeypatch.setattr(module, "DEPTH", 4)
+    case = replace(DIVIDED[name], reset_after=reset_after, dtype="float64")
+    call, _ = functional._call(*arguments(case, "cpu_plain"))
+    given, order = cotangents_of(case, call), rows_by_end(call.mask)[0]
+    results = []
+    for division in (split._replace(parts=1), split):
+        out, found = outputs(call), results_of(case, call)
+        emulate(forward_cuda.forward_on_grid(call, out, division, poisoned), seed=10)
+        emulate(
+            backward_cuda.backward(
+                call, given, out, order, 2, found, division, poisoned
+            ),
+            seed=11,
+        )
+        results.append([out.y, out.state, *found])
+    check_same_sums(call, *results)
+    bits = (b"".join(array.tobytes() for array in arrays) for arrays in results)
+    assert len({*bits}) == 2
 
 
 def test_products_of_a_library_keep_the_type():
     case = replace(CHOSEN["both dropouts"], mask="gaps", dtype="float32")
     call, _ = functional._call(*arguments(case, "cpu_plain"))
-    call = replace(call, config=replace(call.config, precision="cupy"))
+    call = replace(call, config=replace(call.config, precision="free"))
     made, rng = [], np.random.default_rng(0)
 
     class Watched:

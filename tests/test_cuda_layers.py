@@ -506,7 +506,7 @@ def test_the_program_that_checks_a_card(device, monkeypatch, capsys):
     shapes = device_check.Shape(2, 3, 2, 5), device_check.Shape(1, 2, 3, 4)
     monkeypatch.setattr(device_check, "CHECKED", {"cuda_resident": shapes})
     monkeypatch.setattr(device_check, "has_tf32", lambda: True)
-    monkeypatch.setattr(device_check, "has_cupy", lambda: True)
+    monkeypatch.setattr(limits, "cupy_found", lambda: True)
     assert device_check.check("cuda_resident")
     bits = 1 + len(device_check.VARIANTS) - len(device_check.FREE)
     assert capsys.readouterr().out.count("| yes |") == bits

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from numbagru import GRU, dispatch
 from numbagru.dispatch import KERNELS, Problem, Row, rows_of
+from numbagru.kernels.cuda import limits
 from numbagru.kernels.cuda.limits import (
     MOST_RESIDENT,
     TYPICAL,
@@ -144,7 +145,7 @@ H100, A100, T4 = Chip(132, 228 << 10, 227 << 10), TYPICAL, Chip(40, 64 << 10, 64
 )
 def test_how_a_layer_is_divided(chip, bits, units, rows, expected):
     found = split(bits, units, rows, chip)
-    assert found == expected
+    assert found == (expected and Split(*expected))
     if found:
         size = found.bytes(bits, units)
         along_units, along_rows = found.blocks(units, rows)
@@ -153,6 +154,31 @@ def test_how_a_layer_is_divided(chip, bits, units, rows, expected):
         assert size < chip.block_bytes
         there = chip.processors * (chip.shared_bytes // size)
         assert along_units * along_rows <= there
+
+
+@pytest.mark.parametrize(
+    ("chip", "units", "rows", "parts"),
+    [(H100, 512, 1, 8), (H100, 512, 2, 8), (H100, 512, 8, 2), (A100, 1024, 2, 8),
+     (H100, 1400, 1, 4)],
+)  # fmt: skip
+def test_free_sums_are_in_parts(chip, units, rows, parts):
+    """As many as a block has threads and memory for, and divided as otherwise."""
+    one, free = (split(32, units, rows, chip, free=free) for free in (False, True))
+    assert free == one._replace(parts=parts)
+    assert 3 * free.units * free.rows // free.each * parts <= 256
+    more = free.bytes(32, units) - one.bytes(32, units)
+    assert more == (parts - 1) * 3 * free.units * free.rows * 4
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_explain_says_who_multiplies(installed, monkeypatch):
+    monkeypatch.setattr(limits, "cupy_found", lambda: installed)
+    problem = dispatch.problem(GRU(16, precision="free").config, True)
+    *_, last = dispatch.explain(problem).splitlines()
+    assert last.startswith("  precision='free': products over all steps by ")
+    assert ("not installed" in last) is not installed
+    assert dispatch.explain(replace(problem, device="cpu")).count("\n") == 0
+    assert dispatch.explain(replace(problem, precision="dtype")).count("free") == 0
 
 
 @pytest.mark.parametrize("reset_after", [True, False])

@@ -284,12 +284,12 @@ class GRUConfig(SequenceConfig):
     precision: str = _argument(
         "dtype",
         "str",
-        "Of products on a CUDA device over all steps at once, of inputs and of weight "
-        'gradients: "dtype"; or for float32 "tf32", which rounds their factors to 11 '
-        'bits for tensor cores; or "cupy", which lets CuPy multiply in the dtype and '
-        "an order of sums of its own, without the CPU's bits. The recurrence and the "
-        "CPU stay as they are.",
-        one_of("dtype", "tf32", "cupy"),
+        'Of sums on a CUDA device: "dtype", with the CPU\'s bits; for float32 "tf32", '
+        "which rounds the factors of products over all steps at once (inputs, weight "
+        'gradients) to 11 bits for tensor cores; "free", sums in any order: CuPy makes '
+        "those products where it is installed, and idle threads share sums of the "
+        "recurrence. The CPU stays as it is.",
+        one_of("dtype", "tf32", "free"),
         cell=True,
     )
     implementation: int = _argument(

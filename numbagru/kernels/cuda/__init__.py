@@ -1,9 +1,10 @@
 """What an NVIDIA GPU runs: the arrays and the order of sums of kernels/__init__.py.
 
 Results have the bits of the CPU's: the same formulas (gates.py, activations/), nothing
-contracted, no approximate functions (_jit_cuda.py), unless the products over all steps
-are asked for otherwise: precision="tf32" for tensor cores (products.py), "cupy" for a
-library's (library.py). Nothing here has run on a device yet: kernels are emulated and
+contracted, no approximate functions (_jit_cuda.py), unless something else is asked for:
+precision="tf32", products over all steps on tensor cores (products.py); "free", those
+by CuPy (library.py), and sums of the recurrence in parts where threads are idle
+(forward_grid.py). Nothing here has run on a device yet: kernels are emulated and
 compiled (tests/test_cuda_*.py).
 
 Where things are

@@ -21,6 +21,7 @@ from numbagru.kernels.cuda.forward_grid import (
     make_add_products,
     make_meet,
     make_see,
+    make_sum_of,
 )
 from numbagru.kernels.cuda.ptx import cuda, vector_lanes
 from numbagru.kernels.cuda.step import (
@@ -56,7 +57,7 @@ def make(real, units, split, act, rec, reset_after, masked, drops):
     reset_after, masked, drops : bool
         Whether there is a mask, and whether the state has dropout.
     """
-    own, rows, _ = split
+    own, rows, _, parts = split
     gates, two, four, count = 3 * units, 2 * units, 4 * units, rows * own
     threads, lanes = THREADS, vector_lanes(real)
     row_size = -(-units // lanes) * lanes
@@ -69,7 +70,8 @@ def make(real, units, split, act, rec, reset_after, masked, drops):
     reset_back = make_reset_back(real, rec)
     take_output = make_take_output(real, masked)
     see = make_see(real, units, rows, 1)
-    add_products = make_add_products(units, own, 1)
+    add_products = make_add_products(units, own, 1, parts)
+    sum_of = make_sum_of(parts)
     # Gates whose products come last; barriers of a step.
     last, meetings = (3, 1) if reset_after else (2, 2)
     part_at = seen_at + last * copy_size
@@ -82,12 +84,13 @@ def make(real, units, split, act, rec, reset_after, masked, drops):
             start = t * four + (source + copy) * units
             see(s, seen_at + copy * copy_size, d_sums, start, T * four, first, B)
         cuda.syncthreads()
-        for i in range(cuda.threadIdx.x, (high - low) * count, threads):
-            copy, r, j = i // count, i % count // own, i % own
+        sums = (high - low) * count
+        for i in range(cuda.threadIdx.x, parts * sums, threads):
+            copy, r, j = i % sums // count, i % count // own, i % own
             total[0] = zero
             column = (low + copy) * gate_size + j
             at = seen_at + copy * copy_size + r * row_size
-            add_products(total, weights, s, column, at)
+            add_products(total, weights, s, column, at, i // sums)
             s[part_at + i] = total[0]
         cuda.syncthreads()
 
@@ -157,7 +160,7 @@ def make(real, units, split, act, rec, reset_after, masked, drops):
                 multiply(s, total, weights, d_sums, 2, 3, 0, t, first, B, T)
                 if counts:
                     if active:
-                        inner = s[part_at + tid]
+                        inner = sum_of(s, part_at + tid, count)
                         if drops:
                             inner *= h_drop[(2 * B + row) * units + u]
                         d_r, d_before = reset_back(saved[kept + units], before, inner)
@@ -172,7 +175,7 @@ def make(real, units, split, act, rec, reset_after, masked, drops):
             multiply(s, total, weights, d_sums, 0, last, 1, t, first, B, T)
             if going and counts:
                 for gate in range(last):
-                    product = s[part_at + gate * count + tid]
+                    product = sum_of(s, part_at + gate * count + tid, last * count)
                     if drops:
                         product *= h_drop[(gate * B + row) * units + u]
                     d += product

@@ -18,7 +18,7 @@ from numbagru.kernels.cuda import (
     products,
 )
 from numbagru.kernels.cuda.launch import Launch, Task, scalars_of, strides
-from numbagru.kernels.cuda.limits import copies
+from numbagru.kernels.cuda.limits import by_cupy, copies
 
 _project = functools.cache(products.make_project)
 _rows = functools.cache(forward_rows.make)
@@ -200,7 +200,7 @@ def forward_on_grid(call: Call, out: Outputs, split: Any, allocate: Any) -> list
 
 def project(call: Call, sums: Any) -> Task:
     """Return what makes the sums (B T, 3 U) of the inputs, on top of the bias."""
-    if call.config.precision == "cupy":
+    if by_cupy(call.config.precision):
         return library.project(call, sums)
     weights, real = call.weights, REAL[call.x.dtype]
     (B, T, F), U = call.x.shape, call.config.units

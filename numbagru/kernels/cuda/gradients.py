@@ -8,6 +8,7 @@ from typing import Any
 from numbagru.kernels.call import REAL, Call, Outputs, Results
 from numbagru.kernels.cuda import library, products, weight_gradients
 from numbagru.kernels.cuda.launch import Launch, Task, strides
+from numbagru.kernels.cuda.limits import by_cupy
 from numbagru.kernels.weight_gradients import block_rows as rows_at_once
 
 _input_gradient = functools.cache(products.make_input_gradient)
@@ -35,7 +36,7 @@ def sums_of_samples(
     # The CPU's kernel goes through a part in such blocks: the order of sums.
     block_rows = rows_at_once.py_func(rows_per_part, T, U)
     masks = call.mask, *call.mask.strides, order
-    if call.config.precision == "cupy":
+    if by_cupy(call.config.precision):
         tasks = library.gradients(call, out, d_sums, results)
     else:
         tasks = [_of_inputs(call, d_sums, results.x)]

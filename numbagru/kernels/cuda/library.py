@@ -1,4 +1,4 @@
-"""Products over all steps by CuPy: ``precision="cupy"``.
+"""Products over all steps by CuPy, where it is installed: ``precision="free"``.
 
 They are those of products.py and of weight_gradients.py, in the order of sums of
 NVIDIA's library: without the CPU's bits. Written for arrays that `xp` calculates with,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from typing import NamedTuple
 
 # Weights of a thread in registers: 108 units have 352 threads with 168 registers each.
@@ -15,6 +17,17 @@ MOST_ROWS = 4
 # From so many rows on, a tile's, wide layers take their steps one by one. A model:
 # below, reading the weights for blocks of few rows takes no longer than a launch.
 TILED_FROM_ROWS = 64
+
+
+@functools.cache
+def cupy_found() -> bool:
+    """Whether CuPy is installed."""
+    return importlib.util.find_spec("cupy") is not None
+
+
+def by_cupy(precision: str) -> bool:
+    """Whether CuPy makes the products over all steps."""
+    return precision == "free" and cupy_found()
 
 
 def fits(bits: int, units: int) -> bool:
@@ -48,16 +61,23 @@ class Chip(NamedTuple):
 # For `explain` where no device is at hand: an A100.
 TYPICAL = Chip(108, 164 * 1024, 163 * 1024)
 
+# Of a block: for its sums two to six warps would do, and all read what others show.
+GRID_THREADS = 256
 _RESERVED_BYTES, _MOST_BLOCKS = 1024, 16  # for each block; on a multiprocessor
 _MOST_UNITS = 16  # of a block
 
 
 class Split(NamedTuple):
-    """How a layer is divided: units and rows of a block, rows of a thread."""
+    """How a layer is divided: units and rows of a block, rows of a thread.
+
+    And in how many parts a sum is, each of some units and with a thread of its own: one
+    but for ``precision="free"``.
+    """
 
     units: int
     rows: int
     each: int
+    parts: int = 1
 
     def blocks(self, units: int, B: int) -> tuple[int, int]:
         """Return the blocks along units and along rows."""
@@ -67,12 +87,14 @@ class Split(NamedTuple):
         """Count the bytes of a block in shared memory.
 
         Recurrent weights, `copies` of the states of all units, and of each of its own
-        units and rows the three sums, the candidate's input, the state and the output.
+        units and rows the parts of the three sums, the candidate's input, the state and
+        the output.
         """
         lanes = 128 // bits
         weights = -(-3 * self.units * units // lanes) * lanes
         states = copies * self.rows * -(-units // lanes) * lanes
-        return (weights + states + 6 * self.units * self.rows) * bits // 8
+        own = 3 * (self.parts + 1) * self.units * self.rows
+        return (weights + states + own) * bits // 8
 
 
 def copies(reset_after: bool, drops: bool) -> int:
@@ -86,12 +108,15 @@ def copies(reset_after: bool, drops: bool) -> int:
     return 3 if reset_after else 2
 
 
-def split(bits: int, units: int, B: int, chip: Chip, copies: int = 1) -> Split | None:
+def split(
+    bits: int, units: int, B: int, chip: Chip, copies: int = 1, free: bool = False
+) -> Split | None:
     """Divide a layer among blocks that are all there at once, None if they are not.
 
     As few blocks as possible: each has to wait for all others. Three warps of eight
     units and rows wait for their own multiply-adds anyway, so more units only where
-    there are too few multiprocessors for that.
+    there are too few multiprocessors for that. Where sums are free to be in parts, as
+    many as a block has threads for.
     """
     if B == 0:
         return None
@@ -99,12 +124,21 @@ def split(bits: int, units: int, B: int, chip: Chip, copies: int = 1) -> Split |
     for own in (*range(8, _MOST_UNITS + 1), *range(7, 0, -1)):
         rows = most
         while rows > 0:
-            found = Split(own, rows, min(2, rows))
-            size = found.bytes(bits, units, copies) + _RESERVED_BYTES
-            at_once = min(chip.shared_bytes // size, _MOST_BLOCKS)
-            along_units, along_rows = found.blocks(units, B)
-            fits_block = size <= chip.block_bytes
-            if fits_block and along_units * along_rows <= chip.processors * at_once:
-                return found
+            for parts in (8, 4, 2, 1) if free else (1,):
+                found = Split(own, rows, min(2, rows), parts)
+                if _at_once(found, bits, units, B, chip, copies):
+                    return found
             rows //= 2
     return None
+
+
+def _at_once(
+    found: Split, bits: int, units: int, B: int, chip: Chip, copies: int
+) -> bool:
+    """Whether a device has room for all blocks, and a block threads for all parts."""
+    size = found.bytes(bits, units, copies) + _RESERVED_BYTES
+    at_once = min(chip.shared_bytes // size, _MOST_BLOCKS)
+    along_units, along_rows = found.blocks(units, B)
+    sums = 3 * found.units * (found.rows // found.each) * found.parts
+    fits_block = size <= chip.block_bytes and (sums <= GRID_THREADS or found.parts == 1)
+    return fits_block and along_units * along_rows <= chip.processors * at_once

@@ -74,7 +74,8 @@ def _split(call: Call) -> Any:
 def _divided(call: Call, apart: bool) -> Any:
     config, B, bits = call.config, call.x.shape[0], 8 * call.x.itemsize
     seen = copies(config.reset_after, apart)
-    return split(bits, config.units, B, call.place.chip(), seen)
+    free = config.precision == "free"
+    return split(bits, config.units, B, call.place.chip(), seen, free)
 
 
 def _backward(
