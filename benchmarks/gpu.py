@@ -2,9 +2,9 @@
 
 Each part runs in a process of its own with a time limit, the safest first: what the
 device can do, whether every kernel has the bits of the CPU and the values of a float64
-reference (with TF32 only those, less exactly), then times beside PyTorch's ``nn.GRU``
-(cuDNN, with TF32 and without) and, for what cuDNN refuses, beside the same written in
-PyTorch. Needs ``numbagru[cuda]`` and PyTorch for CUDA.
+reference (with TF32, or sums in any order, only those), then times beside PyTorch's
+``nn.GRU`` (cuDNN, with TF32 and without) and, for what cuDNN refuses, beside the same
+written in PyTorch. Needs ``numbagru[cuda]`` and PyTorch for CUDA; takes CuPy if there.
 """
 
 import argparse
@@ -26,7 +26,7 @@ PARTS = {
     "machine": 30,
     **dict.fromkeys(CHECKED, 50),
     "inference": 80,
-    "training": 100,
+    "training": 110,
     "refused": 60,
 }
 

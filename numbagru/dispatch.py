@@ -271,8 +271,7 @@ def explain(given: Problem) -> str:
             break
         lines += [f"  not {row.name}: {why}" for why in refusals(row, given)]
     if given.device == "cuda" and given.precision == "free":
-        by = (
-            "CuPy" if by_cupy(given.precision) else "its kernels, CuPy is not installed"
-        )
+        own = "numbagru's kernels, for CuPy is not installed"
+        by = "CuPy" if by_cupy(given.precision) else own
         lines.append(f"  precision='free': products over all steps by {by}")
     return "\n".join(lines)

@@ -385,6 +385,22 @@ def test_products_of_a_library(name, reset_after, monkeypatch):
     check_same_sums(call, *results)
 
 
+def test_kernels_multiply_where_there_is_no_library(monkeypatch):
+    monkeypatch.setattr(limits, "cupy_found", lambda: False)
+    call, _ = functional._call(*arguments(CHOSEN["gaps"], "cpu_plain"))
+    sums, given = poisoned((21, 24), "float32"), cotangents_of(CHOSEN["gaps"], call)
+    results = []
+    for precision in ("dtype", "free"):
+        call = replace(call, config=replace(call.config, precision=precision))
+        tasks = [forward_cuda.project(call, sums)]
+        tasks += backward_cuda.backward(
+            call, given, outputs(call), np.zeros(1, int), 2,
+            results_of(CHOSEN["gaps"], call), 1, poisoned,
+        )  # fmt: skip
+        results.append([task.kernel for task in tasks])
+    assert results[0] == results[1]
+
+
 def check_same_sums(call, in_order, free):
     """Compare what differs by the order of sums alone, in float64."""
     terms = call.x.shape[0] * call.x.shape[1] + call.x.shape[2] + 3 * call.config.units

@@ -204,7 +204,7 @@ def project(call: Call, sums: Any) -> Task:
         return library.project(call, sums)
     weights, real = call.weights, REAL[call.x.dtype]
     (B, T, F), U = call.x.shape, call.config.units
-    apart, precision = call.x_drop.size > 0, call.config.precision
+    apart, precision = call.x_drop.size > 0, products.kind_of(call.config.precision)
     tiles = -(-B * T // products.TILE), -(-(U if apart else 3 * U) // products.TILE)
     return Launch(
         _project(real, apart, precision),

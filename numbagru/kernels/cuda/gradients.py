@@ -40,7 +40,7 @@ def sums_of_samples(
         tasks = library.gradients(call, out, d_sums, results)
     else:
         tasks = [_of_inputs(call, d_sums, results.x)]
-        capability = products.capability_of(call.config.precision)
+        precision = products.kind_of(call.config.precision)
         for size, of_states, drop, total in (
             (F, False, call.x_drop, results.W),
             (U, True, call.h_drop, results.R),
@@ -48,7 +48,7 @@ def sums_of_samples(
             part = allocate((parts, size, 3 * U), call.x.dtype)
             kernel = _gradient(
                 real, of_states, call.config.reset_after, masked, drop.size > 0,
-                call.config.precision,
+                precision,
             )  # fmt: skip
             arguments = (
                 call.x, *strides(call.x), call.h0, out.states, out.saved, d_sums,
@@ -61,7 +61,7 @@ def sums_of_samples(
                     (_tiles(size), 3 * _tiles(U), parts),
                     products.THREADS,
                     arguments,
-                    capability=capability,
+                    capability=products.capability_of(precision),
                 ),
                 _sum(real, part, total, parts, 0),
             ]
@@ -85,8 +85,9 @@ def _tiles(size: int) -> int:
 
 
 def _of_inputs(call: Call, d_sums: Any, d_x: Any) -> Launch:
-    (B, T, F), U, precision = call.x.shape, call.config.units, call.config.precision
+    (B, T, F), U = call.x.shape, call.config.units
     real, drops = REAL[call.x.dtype], call.x_drop.size > 0
+    precision = products.kind_of(call.config.precision)
     return Launch(
         _input_gradient(real, call.per_gate, drops, precision),
         products.input_gradient_signature(real),

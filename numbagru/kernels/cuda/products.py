@@ -77,6 +77,11 @@ def tile_of(precision):
     return tensor_tile() if precision == "tf32" else exact_tile()
 
 
+def kind_of(precision):
+    """Return the precision of the kernels here, whose order is a free one too."""
+    return "dtype" if precision == "free" else precision
+
+
 def capability_of(precision):
     """Return the least compute capability of a device with such a precision."""
     return (8, 0) if precision == "tf32" else LEAST_CAPABILITY
