@@ -256,7 +256,9 @@ class Grid:
 
             def call(*given):
                 slow = any(isinstance(one, Pointer) for one in given)
-                return (translation if slow else fast)(*given)
+                result = (translation if slow else fast)(*given)
+                # Numba makes a float of every real number.
+                return given[0].dtype.type(result) if type(result) is float else result
 
             return call
         if isinstance(value, Dispatcher | _Intrinsic):

@@ -232,7 +232,7 @@ def test_no_room_for_all_gates_on_the_way_back(name, device, monkeypatch):
     """Blocks that meet go forward; back it goes step by step."""
     monkeypatch.setitem(limits.MOST_RESIDENT, 32, U - 1)
 
-    def without_room(bits, units, B, chip, copies=1):
+    def without_room(bits, units, B, chip, copies=1, free=False):
         return limits.split(bits, units, B, chip) if copies == 1 else None
 
     monkeypatch.setattr(passes, "split", without_room)
