@@ -23,7 +23,7 @@ VARIANTS = {
     "dropout, reset before": {"recurrent_dropout": 0.2, "reset_after": False},
     "relu": {"activation": "relu"},
 }
-# Need not have the CPU's bits.
+# Without the CPU's bits.
 FREE = "tf32", "free"
 # By the kernel that is meant, those whose blocks wait for each other last; all variants
 # at the first shape, the default at the others. A card that has no room for all blocks
@@ -85,8 +85,8 @@ def check(kernel):
     """Compare a kernel's bits with the CPU's, and the default with a float64 reference.
 
     It may be four times as far from that as the reference in float32 is, with factors
-    rounded to TF32's eleven bits 2^13 times as far. A free order of sums
-    need not have the CPU's bits either.
+    rounded to TF32's eleven bits 2^13 times as far. Neither those nor sums in a free
+    order need have the CPU's bits.
     """
     head = ["variant", "shape", "kernel", "bits of the CPU", "error", "NumPy's float32"]
     print(markdown(head, []))  # and rows as they come: a time limit loses none

@@ -118,7 +118,7 @@ def compare(what):
     import torch
 
     head = [f"{what}, ms (BxTxFxU)", "numbagru", "TF32", "free order", "cuDNN"]
-    head += ["cuDNN TF32", "ratio", "ratio TF32", "of the free order"]
+    head += ["cuDNN TF32", "ratio", "ratio TF32", "in order / free"]
     able = {"dtype": True, "tf32": has_tf32(), "free": True}
     print(markdown(head, []))
     for units in UNITS:

@@ -107,13 +107,13 @@ def test_products_of_cupy(stream, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", cupy_of(log))
     cuda = cuda_of()
     cuda.current_context = lambda: SimpleNamespace(device=SimpleNamespace(id=3))
-    left, right, total = np.arange(12.0).reshape(3, 4)[:, ::2], np.ones(2), np.empty(0)
+    left, right = np.arange(12.0).reshape(3, 4)[:, ::2], np.ones(2)
 
     def function(xp, first, second, none, number):
         assert (none.shape, number) == ((0,), 5)
         xp.add(first, second, out=first)
 
-    products = Products(function, (left, right, total, 5))
+    products = Products(function, (left, right, np.empty(0), 5))
     Driver(cuda).multiply([products], stream)
     assert left.tolist() == [[1, 3], [5, 7], [9, 11]]
     assert log == [("device", 3), ("stream", stream)]

@@ -402,30 +402,31 @@ def test_kernels_multiply_where_there_is_no_library(monkeypatch):
 
 
 def check_same_sums(call, in_order, free):
-    """Compare what differs by the order of sums alone, in float64."""
+    """Compare what differs by the order of sums alone."""
     terms = call.x.shape[0] * call.x.shape[1] + call.x.shape[2] + 3 * call.config.units
     for chain, other in zip(in_order, free, strict=True):
         size = np.abs(chain).max(initial=1)
         np.testing.assert_allclose(
-            other, chain, rtol=0, atol=terms * size * np.finfo("float64").eps
+            other, chain, rtol=0, atol=terms * size * np.finfo(chain.dtype).eps
         )
 
 
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize(
-    ("name", "split"),
+    ("name", "split", "dtype"),
     [
-        ("gaps", limits.Split(2, 2, 2, 4)),
-        ("both dropouts", limits.Split(2, 2, 1, 2)),
-        ("past the slab", limits.Split(2, 2, 2, 4)),
+        ("gaps", limits.Split(2, 2, 2, 4), "float64"),
+        ("gaps", limits.Split(2, 2, 2, 4), "float32"),
+        ("both dropouts", limits.Split(2, 2, 1, 2), "float64"),
+        ("past the slab", limits.Split(2, 2, 2, 4), "float64"),
     ],
     ids=str,
 )
-def test_sums_in_parts(name, reset_after, split, few_threads, monkeypatch):
+def test_sums_in_parts(name, reset_after, split, dtype, few_threads, monkeypatch):
     """Threads share the sums of the recurrence: other bits, the same numbers."""
     for module in (forward_grid, backward_grid):
         monkeypatch.setattr(module, "DEPTH", 4)
-    case = replace(DIVIDED[name], reset_after=reset_after, dtype="float64")
+    case = replace(DIVIDED[name], reset_after=reset_after, dtype=dtype)
     call, _ = functional._call(*arguments(case, "cpu_plain"))
     given, order = cotangents_of(case, call), rows_by_end(call.mask)[0]
     results = []

@@ -287,8 +287,8 @@ class GRUConfig(SequenceConfig):
         'Of sums on a CUDA device: "dtype", with the CPU\'s bits; for float32 "tf32", '
         "which rounds the factors of products over all steps at once (inputs, weight "
         'gradients) to 11 bits for tensor cores; "free", sums in any order: CuPy makes '
-        "those products where it is installed, and idle threads share sums of the "
-        "recurrence. The CPU stays as it is.",
+        "those products where it is installed, and where blocks share a layer's units "
+        "idle threads share the recurrence's sums. The CPU stays as it is.",
         one_of("dtype", "tf32", "free"),
         cell=True,
     )

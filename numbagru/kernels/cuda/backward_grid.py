@@ -3,8 +3,8 @@
 A block keeps the weights with which its units' states enter all sums. In every step its
 threads, one for a unit of a row, make the gradients of that unit's sums, which the
 products for weights and inputs take anyway; blocks meet; then each thread goes through
-the gradients of all units of one gate, in one chain. With the reset gate before the
-product they meet twice, and the candidate's chains are the first.
+the gradients of all units of one gate, in one chain, or a part of them. With the reset
+gate before the product they meet twice, and the candidate's chains are the first.
 
 A model, not yet timed, for 512 units: 1.2 us for the chain, 1 for reading three times
 16 KB, 1 for the barrier.
