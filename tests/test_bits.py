@@ -242,12 +242,18 @@ def test_a_row_alone_goes_through_its_weights_back_and_forth(F, U):
 
 
 # Rows alone, eight steps at a time, and more; two and four vectors of 32 or 64 bytes.
-@pytest.mark.parametrize(("B", "T", "F"), [(1, 21, 32), (2, 9, 16), (9, 5, 32)])
+# And more than 1 MiB of weights: eight steps of eight rows at a time, of units that two
+# threads share, and of inputs that do not fill their vectors.
+@pytest.mark.parametrize(
+    ("B", "T", "F", "U"),
+    [(1, 21, 32, 9), (2, 9, 16, 9), (9, 5, 32, 9), (17, 11, 2656, 33),
+     (8, 11, 688, 130), (17, 11, 2659, 33)],
+)  # fmt: skip
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("backwards", [False, True])
-def test_gradients_of_inputs_of_whole_vectors(B, T, F, variant, backwards):
+def test_gradients_of_inputs_of_whole_vectors(B, T, F, U, variant, backwards):
     """They are written where they belong, but under a mask, through scratch."""
-    problem = Problem(B + 1, T, F, 9, variant, "auto", True, seed=0)
+    problem = Problem(B + 1, T, F, U, variant, "auto", True, seed=0)
     problem.config = problem.config_of(go_backwards=backwards)
     problem.mask[:B] = True
     problem.mask[B, 0] = False

@@ -75,7 +75,7 @@ def backward_parts(reset_after, per_gate, whole_rows):
         F, U = a.F, a.U
         V = rounded_up(U, width)
         rows = block_rows(rows_per_part, a.T, U)
-        at_once = steps_at_once(rows, a.masked, per_gate)
+        at_once = steps_at_once(a, rows, x.itemsize, per_gate)
         capacity = chunk_capacity(a.T, F, U, width, x.itemsize, rows)
         states = rounded_up(V, GROUP) // GROUP
         groups = rounded_up(F, GROUP) // GROUP + states

@@ -35,14 +35,15 @@ _LONG = 128
 
 @routine
 def _add_rows(
-    n, first, stop, a, a_row, a_part, b, b_column, b_part, parts, K, c, c_row, onward,
-    width, most,
+    n, steps, first, stop, a, a_row, a_part, b, b_column, b_part, parts, K, c, c_row,
+    c_step, onward, width, most,
 ):  # fmt: skip
     """``c += a b`` for n rows and the vectors from `first` to `stop`, part by part.
 
-    Or ``c = a b``, if not `onward`. Summed up from zero: small terms added one by one
-    to a large dh would each leave a rounding error of its size, four to ten times
-    NumPy's at 70 units (test_kernels.py).
+    And that for so many steps: in `a` their rows follow each other, in c they are
+    c_step apart. Or ``c = a b``, if not `onward`. Summed up from zero: small terms
+    added one by one to a large dh would each leave a rounding error of its size, four
+    to ten times NumPy's at 70 units (test_kernels.py).
 
     Of a part of three vectors all rows, each time asking for one of the next three: so
     weights beyond the second-level cache are read once for all rows. Rows outside, 512
@@ -54,16 +55,18 @@ def _add_rows(
         at_once = parts if K < _LONG else 1
         for part in range(0, parts, at_once):
             sums, weights = at(a, part * a_part), at(b, v * b_column + part * b_part)
-            i = 0
-            while i < n:
-                m = tile_rows(n - i, most)
-                add_sums(
-                    m, columns, at(sums, i * a_row), a_row, a_part, weights, width,
-                    b_column, b_part, at_once, K, at(c, i * c_row + v * width), c_row,
-                    width, onward or part > 0,
-                    at(weights, (columns + i // most) * b_column),
-                )  # fmt: skip
-                i += m
+            later = columns
+            for step in range(steps):
+                target, i = at(c, step * c_step + v * width), 0
+                while i < n:
+                    m = tile_rows(n - i, most)
+                    add_sums(
+                        m, columns, sums, a_row, a_part, weights, width, b_column,
+                        b_part, at_once, K, at(target, i * c_row), c_row, width,
+                        onward or part > 0, at(weights, later * b_column),
+                    )  # fmt: skip
+                    sums, i = at(sums, m * a_row), i + m
+                    later = min(later + 1, 2 * columns - 1)
         v += columns
 
 
@@ -103,8 +106,8 @@ def add_to_dh(a, w, own, n, e, gates):
             v += panels
     else:
         _add_rows(
-            n, first, stop, sums, w.e_row, U, a.recurrent, 3 * part, part, gates, U,
-            w.dh, V, True, width, most,
+            n, 1, first, stop, sums, w.e_row, U, a.recurrent, 3 * part, part, gates, U,
+            w.dh, V, 0, True, width, most,
         )  # fmt: skip
 
 
@@ -139,8 +142,8 @@ def multiply_recurrent(a, w, own, n, d, k, K):
     U, V = a.U, w.V
     first, stop = share_of(own, V // width, 1)
     _add_rows(
-        n, first, stop, d, w.e_row, 0, at(a.recurrent, k * width), 3 * U * width, 0, 1,
-        K, w.inner, V, False, width, most,
+        n, 1, first, stop, d, w.e_row, 0, at(a.recurrent, k * width), 3 * U * width, 0,
+        1, K, w.inner, V, 0, False, width, most,
     )  # fmt: skip
 
 
@@ -157,12 +160,16 @@ def input_gradient(a, w, own, e, b, n, t, steps):
     rows = steps * n
     # Whole vectors go right where they belong (256x20x1024x64 went back in 16.4 ms
     # instead of 18.4 through scratch that had to be cleared, 32x50x512x32 in 1.38
-    # instead of 1.47, Emerald Rapids).
-    straight = F % width == 0 and not a.masked and (steps == 1 or n == 1)
-    d_x, d_x_row = w.d_x, FV
+    # instead of 1.47, Emerald Rapids). Not those of several steps that have no whole
+    # tiles: in scratch they make some together.
+    whole_tiles = steps == 1 or n == 1 or n % most == 0
+    straight = F % width == 0 and not a.masked and whole_tiles
+    d_x, d_x_row, in_step, at_once = w.d_x, FV, rows, 1
     if straight:
         d_x = at(a.d_x, b * a.d_x_row + (t + steps - 1) * a.d_x_step)
         d_x_row = -a.d_x_step if n == 1 else a.d_x_row
+        if n > 1:
+            in_step, at_once = n, steps
     # Few features, the last ones: training with 4 and 16 units, 8192 rows, 50 steps
     # took 38.7 ms, and takes 35.2 (`_add_group` also leaves out rows that are none).
     whole = FV // width
@@ -170,8 +177,8 @@ def input_gradient(a, w, own, e, b, n, t, steps):
         whole -= 1
     vector = 3 * U * width
     _add_rows(
-        rows, first, min(stop, whole), e, w.e_row, 0, a.kernel, vector, 0, 1, 3 * U,
-        d_x, d_x_row, False, width, most,
+        in_step, at_once, first, min(stop, whole), e, w.e_row, 0, a.kernel, vector, 0,
+        1, 3 * U, d_x, d_x_row, -a.d_x_step, False, width, most,
     )  # fmt: skip
     if first <= whole < stop:
         _add_rows_of_half(
@@ -208,8 +215,8 @@ def input_gradient_per_gate(a, w, own, e, b, n, t):
         # Still a chain for each gate, added part by part: the order of the sums with
         # dropout per gate, whichever it is of (kernels/__init__.py).
         _add_rows(
-            n, first, stop, e, w.e_row, U, a.kernel, 3 * part, part, 3, U, w.d_x, FV,
-            False, width, most,
+            n, 1, first, stop, e, w.e_row, U, a.kernel, 3 * part, part, 3, U, w.d_x, FV,
+            0, False, width, most,
         )  # fmt: skip
         _give_d_x(a, w, first, stop, b, n, t, 1)
         return
@@ -217,8 +224,8 @@ def input_gradient_per_gate(a, w, own, e, b, n, t):
     for place in range(3):
         g = (place + 2) % 3
         _add_rows(
-            n, first, stop, at(e, place * U), w.e_row, 0, at(a.kernel, place * part),
-            3 * part, 0, 1, U, w.d_x, FV, False, width, most,
+            n, 1, first, stop, at(e, place * U), w.e_row, 0, at(a.kernel, place * part),
+            3 * part, 0, 1, U, w.d_x, FV, 0, False, width, most,
         )  # fmt: skip
         for i in range(n):
             row = row_of(a, b + i)
