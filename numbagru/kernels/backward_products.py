@@ -47,13 +47,15 @@ def _add_rows(
 
     Of a part of three vectors all rows, each time asking for one of the next three: so
     weights beyond the second-level cache are read once for all rows. Rows outside, 512
-    units took 1.11 times as long, 1024 1.13 (Emerald Rapids).
+    units took 1.11 times as long, 1024 1.13; parts inside, whose sums such a cache
+    might not hold together, 1.02 in the mean of five wide layers in float64 and 0.99 in
+    float32 (Emerald Rapids, busy).
     """
-    v = first
-    while v < stop:
-        columns = sums_at_once(n, stop - v)
-        at_once = parts if K < _LONG else 1
-        for part in range(0, parts, at_once):
+    at_once = parts if K < _LONG else 1
+    for part in range(0, parts, at_once):
+        v = first
+        while v < stop:
+            columns = sums_at_once(n, stop - v)
             sums, weights = at(a, part * a_part), at(b, v * b_column + part * b_part)
             later = columns
             for step in range(steps):
@@ -67,7 +69,7 @@ def _add_rows(
                     )  # fmt: skip
                     sums, i = at(sums, m * a_row), i + m
                     later = min(later + 1, 2 * columns - 1)
-        v += columns
+            v += columns
 
 
 @routine
