@@ -48,8 +48,8 @@ def _add_rows(
     Of a part of three vectors all rows, each time asking for one of the next three: so
     weights beyond the second-level cache are read once for all rows. Rows outside, 512
     units took 1.11 times as long, 1024 1.13; parts inside, whose sums such a cache
-    might not hold together, 1.02 in the mean of five wide layers in float64 and 0.99 in
-    float32 (Emerald Rapids, busy).
+    might not hold together, between 0.96 and 1.05 in float64, and the same in float32
+    (Emerald Rapids; busy in float64).
     """
     at_once = parts if K < _LONG else 1
     for part in range(0, parts, at_once):
