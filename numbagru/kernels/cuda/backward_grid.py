@@ -23,7 +23,7 @@ from numbagru.kernels.cuda.forward_grid import (
     make_see,
     make_sum_of,
 )
-from numbagru.kernels.cuda.ptx import cuda, vector_lanes
+from numbagru.kernels.cuda.ptx import cuda, pointer, vector_lanes
 from numbagru.kernels.cuda.step import (
     make_halves_back,
     make_reset_back,
@@ -99,10 +99,10 @@ def make(real, units, split, act, rec, reset_after, masked, drops):
         d_last, d_state, saved, states, d_sums, d_h0, arrivals, blocks, B, T, has_d_y,
         has_d_last, has_d_state, zero_output, first_is_state,
     ):  # fmt: skip
-        s = cuda.shared.array(0, real, alignment=16)  # as large as the launch says
-        came = cuda.shared.array(1, types.int32)
-        total = cuda.local.array(1, real)
-        weights = cuda.local.array(depth, real)
+        s = pointer(cuda.shared.array(0, real, alignment=16))  # as large as the launch says
+        came = pointer(cuda.shared.array(1, types.int32))
+        total = pointer(cuda.local.array(1, real))
+        weights = pointer(cuda.local.array(depth, real))
         tid, left = cuda.threadIdx.x, cuda.blockIdx.x * own
         first = cuda.blockIdx.y * rows
         for i in range(tid, gates * own, threads):

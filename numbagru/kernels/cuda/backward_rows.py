@@ -13,7 +13,7 @@ from numba import types
 from numbagru._jit_cuda import DeviceFunction
 from numbagru.kernels.cuda.forward_rows import SHARED_BYTES, threads_of
 from numbagru.kernels.cuda.limits import MOST_ROWS, fits, most_rows
-from numbagru.kernels.cuda.ptx import chain, cuda, take, vector_lanes
+from numbagru.kernels.cuda.ptx import chain, cuda, pointer, take, vector_lanes
 from numbagru.kernels.cuda.step import (
     make_halves_back,
     make_reset_back,
@@ -148,9 +148,9 @@ def make(real, units, rows, act, rec, reset_after, masked, drops):
         d_y_step, d_last, d_state, saved, states, d_sums, d_h0, B, T, has_d_y,
         has_d_last, has_d_state, zero_output, first_is_state,
     ):  # fmt: skip
-        total = cuda.local.array(each, real)
-        weights = cuda.local.array(columns, real)
-        ahead = cuda.local.array(reads_size, real)
+        total = pointer(cuda.local.array(each, real))
+        weights = pointer(cuda.local.array(columns, real))
+        ahead = pointer(cuda.local.array(reads_size, real))
         tid = cuda.threadIdx.x
         first = cuda.blockIdx.x * rows
         dh, carried, d_zs = base + dh_at, base + carried_at, base + d_z_at
@@ -286,7 +286,7 @@ def make(real, units, rows, act, rec, reset_after, masked, drops):
         d_last, d_state, saved, states, d_sums, d_h0, work, B, T, has_d_y, has_d_last,
         has_d_state, zero_output, first_is_state,
     ):  # fmt: skip
-        s = cuda.shared.array(size, real, alignment=16)
+        s = pointer(cuda.shared.array(size, real, alignment=16))
         run(
             s, 0, recurrent, h0, mask, mask_row, mask_step, h_drop, d_y, d_y_row,
             d_y_step, d_last, d_state, saved, states, d_sums, d_h0, B, T, has_d_y,

@@ -26,7 +26,7 @@ from numbagru.kernels.cuda.products import (
     make_add_products,
     row_of,
 )
-from numbagru.kernels.cuda.ptx import cuda
+from numbagru.kernels.cuda.ptx import cuda, pointer
 from numbagru.kernels.cuda.step import (
     make_halves_back,
     make_reset_back,
@@ -110,10 +110,10 @@ def make(real, act, rec, reset_after, masked, drops):
         d_last, d_state, saved, states, d_sums, d_states, d_zs, carried, going, d_h0, t,
         B, T, U, has_d_y, has_d_last, has_d_state, zero_output, first_is_state,
     ):  # fmt: skip
-        a = cuda.shared.array(a_size, real)
-        b = cuda.shared.array(b_size, real)
-        total = cuda.local.array(sums_size, real)
-        d_before = cuda.local.array(sums_size, real)
+        a = pointer(cuda.shared.array(a_size, real))
+        b = pointer(cuda.shared.array(b_size, real))
+        total = pointer(cuda.local.array(sums_size, real))
+        d_before = pointer(cuda.local.array(sums_size, real))
         ty, tx = cuda.threadIdx.x // SIDE, cuda.threadIdx.x % SIDE
         first, left = cuda.blockIdx.x * ROWS, cuda.blockIdx.y * UNITS
         gates, four = 3 * U, 4 * U
@@ -212,9 +212,9 @@ def make_reset(real, act, rec, masked, drops):
         recurrent, h0, mask, mask_row, mask_step, h_drop, saved, states, d_sums,
         d_states, d_zs, t, B, T, U,
     ):  # fmt: skip
-        a = cuda.shared.array(a_size, real)
-        b = cuda.shared.array(b_size, real)
-        total = cuda.local.array(sums_size, real)
+        a = pointer(cuda.shared.array(a_size, real))
+        b = pointer(cuda.shared.array(b_size, real))
+        total = pointer(cuda.local.array(sums_size, real))
         ty, tx = cuda.threadIdx.x // SIDE, cuda.threadIdx.x % SIDE
         first, left = cuda.blockIdx.x * ROWS, cuda.blockIdx.y * UNITS
         for i in range(sums_size):

@@ -30,6 +30,7 @@ from numbagru.kernels.cuda.ptx import (
     arrived,
     chain,
     cuda,
+    pointer,
     take,
     vector_lanes,
 )
@@ -74,7 +75,7 @@ def make_see(real, units, rows, each):
 
     @DeviceFunction
     def see(s, at, source, start, row_size, first, B):
-        found = cuda.local.array(reads, real)
+        found = pointer(cuda.local.array(reads, real))
         for begin in range(cuda.threadIdx.x, count, threads * reads):
             for j in range(reads):
                 # What is read past the end, or of rows after the last, nobody misses.
@@ -222,11 +223,11 @@ def make(real, units, split, act, rec, reset_after, masked, drops, keeps):
         last, state, saved, states, shown, arrivals, blocks, B, T, has_y, zero_output,
         first_is_state,
     ):  # fmt: skip
-        s = cuda.shared.array(0, real, alignment=16)  # as large as the launch says
-        came = cuda.shared.array(1, types.int32)
-        total = cuda.local.array(each, real)
-        ahead = cuda.local.array(each, real)
-        weights = cuda.local.array(depth, real)
+        s = pointer(cuda.shared.array(0, real, alignment=16))  # as large as the launch says
+        came = pointer(cuda.shared.array(1, types.int32))
+        total = pointer(cuda.local.array(each, real))
+        ahead = pointer(cuda.local.array(each, real))
+        weights = pointer(cuda.local.array(depth, real))
         tid, left = cuda.threadIdx.x, cuda.blockIdx.x * own
         first = cuda.blockIdx.y * rows
         for i in range(tid, columns * units, threads):

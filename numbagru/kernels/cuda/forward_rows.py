@@ -16,7 +16,7 @@ from numba import types
 
 from numbagru._jit_cuda import DeviceFunction
 from numbagru.kernels.cuda.limits import fits
-from numbagru.kernels.cuda.ptx import chain, cuda, take, vector_lanes
+from numbagru.kernels.cuda.ptx import chain, cuda, pointer, take, vector_lanes
 from numbagru.kernels.cuda.step import make_halves, make_step
 from numbagru.scalar import fma
 
@@ -145,9 +145,9 @@ def make(real, units, rows, act, rec, reset_after, masked, drops, keeps):
         s, base, xw, recurrent, bias, h0, mask, mask_row, mask_step, h_drop, y, y_row,
         y_step, last, state, saved, states, B, T, has_y, zero_output, first_is_state,
     ):  # fmt: skip
-        total = cuda.local.array(rows, real)
-        ahead = cuda.local.array(rows, real)
-        weights = cuda.local.array(columns, real)
+        total = pointer(cuda.local.array(rows, real))
+        ahead = pointer(cuda.local.array(rows, real))
+        weights = pointer(cuda.local.array(columns, real))
         tid = cuda.threadIdx.x
         first = cuda.blockIdx.x * rows
         z, reset, hh = base + z_at, base + reset_at, base + hh_at
@@ -238,7 +238,7 @@ def make(real, units, rows, act, rec, reset_after, masked, drops, keeps):
         xw, recurrent, bias, h0, mask, mask_row, mask_step, h_drop, y, y_row, y_step,
         last, state, saved, states, work, B, T, has_y, zero_output, first_is_state,
     ):  # fmt: skip
-        s = cuda.shared.array(size, real, alignment=16)
+        s = pointer(cuda.shared.array(size, real, alignment=16))
         run(
             s, 0, xw, recurrent, bias, h0, mask, mask_row, mask_step, h_drop, y, y_row,
             y_step, last, state, saved, states, B, T, has_y, zero_output,

@@ -27,7 +27,7 @@ from numbagru.kernels.cuda.products import (
     make_add_products,
     row_of,
 )
-from numbagru.kernels.cuda.ptx import cuda
+from numbagru.kernels.cuda.ptx import cuda, pointer
 from numbagru.kernels.cuda.step import make_halves, make_step
 
 ROWS, UNITS = TILE, SIDE
@@ -140,9 +140,9 @@ def make(real, act, rec, masked, drops, keeps):
         y_row, y_step, last, saved, states, t, B, T, U, has_y, zero_output,
         first_is_state,
     ):  # fmt: skip
-        a = cuda.shared.array(states_size, real)
-        b = cuda.shared.array(weights_size, real)
-        total = cuda.local.array(sums_size, real)
+        a = pointer(cuda.shared.array(states_size, real))
+        b = pointer(cuda.shared.array(weights_size, real))
+        total = pointer(cuda.local.array(sums_size, real))
         ty, tx = cuda.threadIdx.x // UNITS, cuda.threadIdx.x % UNITS
         first, left = cuda.blockIdx.x * ROWS, cuda.blockIdx.y * UNITS
         gates, two = 3 * U, 2 * U
@@ -191,9 +191,9 @@ def make_gates(real, act, rec, drops, keeps):
     sums_size = EACH * 2
 
     def gates_of_step(xw, recurrent, old_state, h_drop, zs, inners, saved, t, B, T, U):
-        a = cuda.shared.array(states_size, real)
-        b = cuda.shared.array(weights_size, real)
-        total = cuda.local.array(sums_size, real)
+        a = pointer(cuda.shared.array(states_size, real))
+        b = pointer(cuda.shared.array(weights_size, real))
+        total = pointer(cuda.local.array(sums_size, real))
         ty, tx = cuda.threadIdx.x // UNITS, cuda.threadIdx.x % UNITS
         first, left = cuda.blockIdx.x * ROWS, cuda.blockIdx.y * UNITS
         u = min(left + tx, U - 1)
@@ -244,9 +244,9 @@ def make_state(real, act, rec, masked, keeps):
         mask_step, y, y_row, y_step, last, saved, states, t, B, T, U, has_y,
         zero_output, first_is_state,
     ):  # fmt: skip
-        a = cuda.shared.array(states_size, real)
-        b = cuda.shared.array(weights_size, real)
-        total = cuda.local.array(EACH, real)
+        a = pointer(cuda.shared.array(states_size, real))
+        b = pointer(cuda.shared.array(weights_size, real))
+        total = pointer(cuda.local.array(EACH, real))
         ty, tx = cuda.threadIdx.x // UNITS, cuda.threadIdx.x % UNITS
         first, left = cuda.blockIdx.x * ROWS, cuda.blockIdx.y * UNITS
         u = min(left + tx, U - 1)

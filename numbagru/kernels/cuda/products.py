@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from numba import types
 
 from numbagru._jit_cuda import LEAST_CAPABILITY, DeviceFunction
-from numbagru.kernels.cuda.ptx import cuda, multiply_add, to_tf32
+from numbagru.kernels.cuda.ptx import cuda, multiply_add, pointer, to_tf32
 from numbagru.scalar import fma
 
 TILE, SIDE, EACH, DEPTH = 64, 16, 4, 16
@@ -156,9 +156,9 @@ def make_project(real, per_gate, precision):
     zero = real(0)
 
     def project(x, x_row, x_step, drop, weights, bias, sums, B, T, F, U):
-        a = cuda.shared.array(shared_size, real)
-        b = cuda.shared.array(shared_size, real)
-        total = cuda.local.array(SUMS, real)
+        a = pointer(cuda.shared.array(shared_size, real))
+        b = pointer(cuda.shared.array(shared_size, real))
+        total = pointer(cuda.local.array(SUMS, real))
         tid = cuda.threadIdx.x
         gates = 3 * U
         first = cuda.blockIdx.x * TILE
@@ -211,10 +211,10 @@ def make_input_gradient(real, apart, drops, precision):
     zero = real(0)
 
     def input_gradient(d_sums, weights, drop, d_x, d_x_row, d_x_step, B, T, F, U):
-        a = cuda.shared.array(shared_size, real)
-        b = cuda.shared.array(shared_size, real)
-        total = cuda.local.array(SUMS, real)
-        result = cuda.local.array(SUMS, real)
+        a = pointer(cuda.shared.array(shared_size, real))
+        b = pointer(cuda.shared.array(shared_size, real))
+        total = pointer(cuda.local.array(SUMS, real))
+        result = pointer(cuda.local.array(SUMS, real))
         tid = cuda.threadIdx.x
         first, left = cuda.blockIdx.x * TILE, cuda.blockIdx.y * TILE
         samples = B * T

@@ -18,6 +18,7 @@ __all__ = [
     "chain",
     "cuda",
     "multiply_add",
+    "pointer",
     "take",
     "to_tf32",
     "vector_lanes",
@@ -29,6 +30,21 @@ _VECTOR_BYTES = 16
 def vector_lanes(real: types.Float) -> int:
     """How many numbers are read from shared memory at once: 128 bits of them."""
     return _VECTOR_BYTES * 8 // real.bitwidth
+
+
+@intrinsic
+def pointer(typingctx, array):
+    """Let the numbers of an array be indexed without counting from its end.
+
+    That takes instructions, and NVVM (CUDA 13.0) makes wrong ones of it: what was
+    stored by ``for g in range(3): s[g * 4 + i] = x[g]`` a load of ``s[32 + i]`` gets,
+    in a loop, where `s` is a shared array of 36 numbers.
+    """
+
+    def codegen(context, builder, signature, args):
+        return context.make_array(signature.args[0])(context, builder, args[0]).data
+
+    return types.CPointer(array.dtype)(array), codegen
 
 
 def _spot(context: Any, builder: Any, kind: Any, value: Any, index: Any) -> Any:

@@ -18,7 +18,7 @@ from numbagru.kernels.cuda.products import (
     TILE,
     tile_of,
 )
-from numbagru.kernels.cuda.ptx import cuda
+from numbagru.kernels.cuda.ptx import cuda, pointer
 from numbagru.scalar import fma
 
 COLUMNS = 128  # of a block of `make_biases` and of `make_collect`
@@ -82,9 +82,9 @@ def make_gradient(real, of_states, reset_after, masked, drops, precision):
         x, x_row, x_step, h0, states, saved, d_sums, mask, mask_row, mask_step, order,
         drop, parts, B, T, K, U, rows_per_part, block_rows,
     ):  # fmt: skip
-        a = cuda.shared.array(shared_size, real)
-        b = cuda.shared.array(shared_size, real)
-        total = cuda.local.array(SUMS, real)
+        a = pointer(cuda.shared.array(shared_size, real))
+        b = pointer(cuda.shared.array(shared_size, real))
+        total = pointer(cuda.local.array(SUMS, real))
         tid = cuda.threadIdx.x
         left = cuda.blockIdx.x * TILE
         tiles = (U + TILE - 1) // TILE
