@@ -5,7 +5,7 @@ contracted, no approximate functions (_jit_cuda.py), unless something else is as
 precision="tf32", products over all steps on tensor cores (products.py); "free", those
 by CuPy (library.py), and sums of the recurrence in parts where threads are idle
 (forward_grid.py). Nothing here has run on a device yet: kernels are emulated and
-compiled (tests/test_cuda_*.py).
+compiled, and what was compiled runs on the CPU (tests/test_cuda_*.py).
 
 Where things are
     ptx                 what Numba lacks on the device
@@ -20,7 +20,8 @@ Where things are
     forward_rows        the recurrence, blocks of few rows that wait for nobody, and
     backward_rows       back
     forward_grid        the recurrence, blocks of few units that meet in every step,
-    backward_grid       and back
+    backward_grid       and back, and
+    grid_parts          what both are made of
     forward_tiles       a step of many rows, wide layers,
     backward_tiles      and back
     step                a unit's step from its sums, and back
