@@ -12,12 +12,11 @@ import numpy as np
 from numbagru.kernels import backward_cpu, forward_cpu, plain_cpu
 from numbagru.kernels.call import whole_rows
 from numbagru.kernels.cuda.limits import (
-    MOST_RESIDENT,
     TILED_FROM_ROWS,
     TYPICAL,
     by_cupy,
     copies,
-    fits,
+    most_resident,
     split,
 )
 from numbagru.operands import HOST, on_device
@@ -31,6 +30,7 @@ class Problem:
     device: str = "cpu"  # or "cuda": where the arrays are
     units: int = 1
     bits: int = 32
+    reset_after: bool = True
     whole_rows: bool = False  # whether an activation takes all units at once
     at_once: bool = False  # whether a device has room for the blocks of all units
     many_rows: bool = False  # whether they fill tiles of rows on a device, and T > 0
@@ -67,9 +67,9 @@ def _scalar(problem: Problem) -> str | None:
 
 
 def _resident(problem: Problem) -> str | None:
-    if fits(problem.bits, problem.units):
+    most = most_resident(problem.bits, problem.reset_after)
+    if problem.units <= most:
         return None
-    most = MOST_RESIDENT[problem.bits]
     return f"{problem.units} units are more than the {most} that fit registers"
 
 
@@ -120,8 +120,8 @@ KERNELS = (
         plain_cpu.backward,
         plain_cpu.saved_shapes,
     ),
-    # Models, from counting instructions, not yet timed: a step takes four cycles for
-    # each unit and what the gates take, 0.25 us for 108 units at 1.8 GHz.
+    # Models, from the stall counts of machine code, not yet timed: a step of one row of
+    # 64 units takes 830 cycles, 0.47 us at 1.755 GHz, and back 700.
     Row(
         "cuda_resident",
         "cuda",
@@ -129,7 +129,7 @@ KERNELS = (
         *_CUDA,
         (_fused, _scalar, _resident),
     ),
-    # 1.2 us for 512 units, and 1.3 for the states and the barrier; back 2 for those.
+    # 1.2 us for 512 units, and 1.4 for the states and the barrier; back 2 for those.
     Row(
         "cuda_grid",
         "cuda",
@@ -205,6 +205,7 @@ def problem(
         "cuda" if cuda or config.device == "cuda" else "cpu",
         config.units,
         bits,
+        config.reset_after,
         whole_rows(config),
         split(bits, config.units, B, chip, copies(config.reset_after, drops))
         is not None,

@@ -117,7 +117,9 @@ VARIANTS = [
     (48, 4, False, True, True, True),
     (56, 2, False, True, True, True),
     (80, 4, True, False, False, True),
-    (108, 2, True, True, True, True),
+    (80, 4, False, True, True, True),
+    (96, 1, False, True, True, True),
+    (104, 2, True, True, True, True),
     (2000, 2, False, True, False, False),
 ]
 
@@ -126,7 +128,7 @@ VARIANTS = [
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_forward_rows(variant, real):
     units, rows, *rest = variant
-    assert rows <= 2 or rows <= limits.most_rows(32, units)
+    assert rows <= limits.most_rows(32, units, rest[0])
     both = activation("tanh"), activation("sigmoid")
     kernel = forward_rows.make(real, units, rows, *both, *rest)
     threads = forward_rows.threads_of(units)
@@ -186,11 +188,10 @@ BACKWARD = [
     (48, 4, False, True, True),
     (56, 2, True, True, False),
     (80, 4, True, True, True),
-    (96, 2, False, True, False),
+    (80, 4, False, True, True),
     (56, 1, False, True, True),
     (96, 1, False, True, True),
-    (108, 1, False, True, True),
-    (108, 2, True, True, True),
+    (104, 2, True, True, True),
     (2000, 1, False, True, False),
 ]
 
@@ -199,7 +200,7 @@ BACKWARD = [
 @pytest.mark.parametrize("variant", BACKWARD, ids=str)
 def test_backward_rows(variant, real):
     units, rows, *rest = variant
-    assert rows <= limits.most_rows_back(32, units, rest == [False, True, True])
+    assert rows <= limits.most_rows(32, units, rest[0])
     both = activation("tanh"), activation("sigmoid")
     kernel = backward_rows.make(real, units, rows, *both, *rest)
     threads = forward_rows.threads_of(units)
@@ -207,25 +208,17 @@ def test_backward_rows(variant, real):
 
 
 @pytest.mark.parametrize(
-    ("units", "changes", "rows"),
-    [
-        (80, {}, 4),
-        (96, {}, 1),
-        (96, {"reset_after": True}, 2),
-        (96, {"masked": False}, 2),
-        (96, {"drops": False}, 2),
-        (200, {}, 2),
-    ],
-    ids=str,
+    ("units", "reset_after", "rows"),
+    [(80, False, 4), (96, False, 1), (96, True, 2), (200, False, 2)],
 )
-def test_rows_of_a_block_going_back(units, changes, rows):
-    """As many as were compiled above."""
-    given = {"reset_after": False, "masked": True, "drops": True, **changes}
+def test_rows_of_a_block(units, reset_after, rows):
+    """As many as were compiled above, where there are rows for all multiprocessors."""
     call = Mock(x=np.zeros((4 * H100.processors, 1, 1), np.float32))
-    call.mask.size, call.h_drop.size = given["masked"], given["drops"]
-    call.config = Mock(units=units, reset_after=given["reset_after"])
+    call.config = Mock(units=units, reset_after=reset_after)
     call.place.chip = lambda: H100
-    assert passes._rows_back(call) == rows
+    assert passes._rows(call) == rows
+    call.x = call.x[: H100.processors]
+    assert passes._rows(call) == 1
 
 
 def others(real):

@@ -20,6 +20,7 @@ from numbagru.kernels.cuda import (
     forward_cuda,
     forward_grid,
     forward_rows,
+    grid_parts,
     library,
     limits,
 )
@@ -127,7 +128,7 @@ def test_forward_in_tiles(name, reset_after, dtype):
 def few_threads(monkeypatch):
     """Let blocks of the grid have fewer threads than they read numbers."""
     makers = forward_cuda._grid, backward_cuda._grid
-    for module in (forward_grid, backward_grid):
+    for module in (grid_parts, forward_grid, backward_grid):
         monkeypatch.setattr(module, "THREADS", 32)
     for maker in makers:
         maker.cache_clear()
@@ -164,7 +165,7 @@ def test_forward_on_the_grid(name, reset_after, split, dtype, few_threads):
 
 def test_blocks_that_wait_in_vain_give_up(few_threads, monkeypatch):
     """Launch only some of the blocks: what they give is not a number, and they end."""
-    monkeypatch.setattr(forward_grid, "MOST_LOOKS", 20)
+    monkeypatch.setattr(grid_parts, "MOST_LOOKS", 20)
     case = Case((2, 4, 3, 9), mask=None)
     call, _ = functional._call(*arguments(case, "cpu_plain"))
     found = outputs(call)
@@ -236,7 +237,7 @@ def results_of(case, call):
 
 
 def test_gradients_of_blocks_that_wait_in_vain(few_threads, monkeypatch):
-    monkeypatch.setattr(forward_grid, "MOST_LOOKS", 20)
+    monkeypatch.setattr(grid_parts, "MOST_LOOKS", 20)
     case = Case((2, 4, 3, 9), mask=None)
     call, _ = functional._call(*arguments(case, "cpu_plain"))
     out, found = outputs(call), results_of(case, call)
@@ -424,7 +425,7 @@ def check_same_sums(call, in_order, free):
 )
 def test_sums_in_parts(name, reset_after, split, dtype, few_threads, monkeypatch):
     """Threads share the sums of the recurrence: other bits, the same numbers."""
-    for module in (forward_grid, backward_grid):
+    for module in (grid_parts, forward_grid, backward_grid):
         monkeypatch.setattr(module, "DEPTH", 4)
     case = replace(DIVIDED[name], reset_after=reset_after, dtype=dtype)
     call, _ = functional._call(*arguments(case, "cpu_plain"))

@@ -66,7 +66,12 @@ def test_default_takes_the_first_row(problem):
         (
             replace(DEVICE, at_once=True),
             {"units": MOST_RESIDENT[32] + 1},
-            ["109 units are more than the 108 that fit registers"],
+            ["105 units are more than the 104 that fit registers"],
+        ),
+        (
+            replace(DEVICE, at_once=True),
+            {"units": MOST_RESIDENT[32], "reset_after": False},
+            ["104 units are more than the 96 that fit registers"],
         ),
         (
             replace(DEVICE, at_once=True),

@@ -78,6 +78,9 @@ def _by_rows(
     config, dtype = call.config, call.x.dtype
     (B, T, _), U, real = call.x.shape, config.units, REAL[dtype]
     blocks, work = -(-B // rows), allocate((0,), dtype)
+    # The kernel reads what is not given too, and drops it.
+    has_d_y = given.y.size > 0
+    d_y = (given.y, *strides(given.y)) if has_d_y else (out.states, 0, 0)
     if not backward_rows.on_chip(real, U, rows):
         work = allocate((blocks * backward_rows.work_size(real, U, rows),), dtype)
     kernel = _rows(
@@ -97,9 +100,8 @@ def _by_rows(
             backward_rows.threads_of(U),
             (
                 call.weights.recurrent_kernel, call.h0, call.mask, *call.mask.strides,
-                call.h_drop, given.y, *strides(given.y), given.last, given.state,
-                out.saved, out.states, d_sums, results.h0, work, B, T,
-                *_given_back(given), *call.switches,
+                call.h_drop, *d_y, given.last, given.state, out.saved, out.states,
+                d_sums, results.h0, work, B, T, *_given_back(given), *call.switches,
             ),
         )
     ]  # fmt: skip

@@ -15,7 +15,7 @@ from __future__ import annotations
 from numba import types
 
 from numbagru._jit_cuda import DeviceFunction
-from numbagru.kernels.cuda.forward_grid import (
+from numbagru.kernels.cuda.grid_parts import (
     DEPTH,
     THREADS,
     make_add_products,
@@ -75,6 +75,7 @@ def make(real, units, split, act, rec, reset_after, masked, drops):
     # Gates whose products come last; barriers of a step.
     last, meetings = (3, 1) if reset_after else (2, 2)
     part_at = seen_at + last * copy_size
+    reads = 6  # what was kept of the gates, the old state, the output's gradient
 
     @DeviceFunction
     def multiply(s, total, weights, d_sums, low, high, source, t, first, B, T):
@@ -94,15 +95,31 @@ def make(real, units, split, act, rec, reset_after, masked, drops):
             s[part_at + i] = total[0]
         cuda.syncthreads()
 
+    @DeviceFunction
+    def read(
+        ahead, saved, states, h0, d_y, d_y_row, d_y_step, has_d_y, mask, mask_row,
+        mask_step, row, u, t, T,
+    ):  # fmt: skip
+        """Read what a step takes of a unit of a row; returns whether it is active."""
+        kept = (row * T + t) * four + u
+        for g in range(4):
+            ahead[g] = saved[kept + g * units]
+        old = (row * T + t - 1) * units + u
+        ahead[4] = states[old] if t > 0 else h0[row * units + u]
+        ahead[5] = d_y[row * d_y_row + t * d_y_step + u] if has_d_y else zero
+        return not masked or mask[row * mask_row + t * mask_step] != 0
+
     def backward_on_grid(
         recurrent, h0, mask, mask_row, mask_step, h_drop, d_y, d_y_row, d_y_step,
         d_last, d_state, saved, states, d_sums, d_h0, arrivals, blocks, B, T, has_d_y,
         has_d_last, has_d_state, zero_output, first_is_state,
     ):  # fmt: skip
-        s = pointer(cuda.shared.array(0, real, alignment=16))  # as large as the launch says
+        # As large as the launch says.
+        s = pointer(cuda.shared.array(0, real, alignment=16))
         came = pointer(cuda.shared.array(1, types.int32))
         total = pointer(cuda.local.array(1, real))
         weights = pointer(cuda.local.array(depth, real))
+        ahead = pointer(cuda.local.array(reads, real))
         tid, left = cuda.threadIdx.x, cuda.blockIdx.x * own
         first = cuda.blockIdx.y * rows
         for i in range(tid, gates * own, threads):
@@ -119,34 +136,30 @@ def make(real, units, split, act, rec, reset_after, masked, drops):
         d = d_state[row * units + u] if has_d_state else zero
         if T == 0 and has_d_last:
             d += d_last[row * units + u]
+        active = True
+        if counts and T > 0:
+            active = read(
+                ahead, saved, states, h0, d_y, d_y_row, d_y_step, has_d_y, mask,
+                mask_row, mask_step, row, u, T - 1, T,
+            )  # fmt: skip
         for turn in range(T):
             t = T - 1 - turn
-            active = True
-            before = d_hh = d_z = d_r = d_inner = zero
+            d_hh = d_z = d_r = d_inner = zero
             kept = (row * T + t) * four + u
             if counts:
-                if masked:
-                    active = mask[row * mask_row + t * mask_step] != 0
                 going = going or active
                 at_end = has_d_last and turn == 0
                 d, carried = take_output(
-                    d, carried, active, at_end, t == 0,
-                    d_y[row * d_y_row + t * d_y_step + u] if has_d_y else zero, has_d_y,
+                    d, carried, active, at_end, t == 0, ahead[5], has_d_y,
                     d_last[row * units + u] if at_end else zero, zero_output,
                     first_is_state,
                 )  # fmt: skip
-                old = (row * T + t - 1) * units + u
-                if active:
-                    before = states[old] if t > 0 else h0[row * units + u]
-                    if reset_after:
-                        d_hh, d_z, d_r, d_inner, d = step_back(
-                            saved[kept], saved[kept + units], saved[kept + two],
-                            saved[kept + gates], before, d,
-                        )  # fmt: skip
-                    else:
-                        d_hh, d_z, d = candidate_back(
-                            saved[kept], saved[kept + two], before, d
-                        )
+                if active and reset_after:
+                    d_hh, d_z, d_r, d_inner, d = step_back(
+                        ahead[0], ahead[1], ahead[2], ahead[3], ahead[4], d
+                    )
+                elif active:
+                    d_hh, d_z, d = candidate_back(ahead[0], ahead[2], ahead[4], d)
                 if came[0] == 0:
                     d_hh = d_z = nan
                 if heard:
@@ -163,14 +176,17 @@ def make(real, units, split, act, rec, reset_after, masked, drops):
                         inner = sum_of(s, part_at + tid, count)
                         if drops:
                             inner *= h_drop[(2 * B + row) * units + u]
-                        d_r, d_before = reset_back(saved[kept + units], before, inner)
+                        d_r, d_before = reset_back(ahead[1], ahead[4], inner)
                         d += d_before
-                        d_z, d_r = gates_back(
-                            saved[kept], saved[kept + units], d_z, d_r
-                        )
+                        d_z, d_r = gates_back(ahead[0], ahead[1], d_z, d_r)
                     if heard:
                         d_sums[kept + units] = d_z
                         d_sums[kept + two] = d_r
+            if counts and t > 0:  # while others come
+                active = read(
+                    ahead, saved, states, h0, d_y, d_y_row, d_y_step, has_d_y, mask,
+                    mask_row, mask_step, row, u, t - 1, T,
+                )  # fmt: skip
             meet(came, arrivals, blocks * meetings * (turn + 1))
             multiply(s, total, weights, d_sums, 0, last, 1, t, first, B, T)
             if going and counts:

@@ -3,7 +3,8 @@
 Per step: gates from what was kept, gradients of the sums (gates.py), and their products
 with the transposed recurrent kernel for the old state, one chain over the units of each
 gate. A thread has the weights of one gate and one old unit, and goes through the rows
-of its block side by side, or where registers are few one by one.
+of its block side by side, or where registers are few one by one. A step of one row of
+64 units takes 700 cycles, by the model of forward_rows.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from numba import types
 
 from numbagru._jit_cuda import DeviceFunction
 from numbagru.kernels.cuda.forward_rows import SHARED_BYTES, threads_of
-from numbagru.kernels.cuda.limits import MOST_ROWS, fits, most_rows
+from numbagru.kernels.cuda.limits import fits, spares_registers
 from numbagru.kernels.cuda.ptx import chain, cuda, pointer, take, vector_lanes
 from numbagru.kernels.cuda.step import (
     make_halves_back,
@@ -71,13 +72,13 @@ def make(real, units, rows, act, rec, reset_after, masked, drops):
     reset_back = make_reset_back(real, rec)
     take_output = make_take_output(real, masked)
     gates, two, threads = 3 * units, 2 * units, threads_of(units)
-    resident = fits(real.bitwidth, units)
+    resident = fits(real.bitwidth, units, reset_after)
     lanes = vector_lanes(real)
     count, columns = rows * units, units if resident else 1
-    pairs = -(-count // threads)
+    per, pairs = -(-gates // threads), -(-count // threads)
     padded = -(-units // lanes) * lanes
     copy_size = rows * padded
-    few_registers = resident and most_rows(real.bitwidth, units) < MOST_ROWS
+    few_registers = resident and not spares_registers(real.bitwidth, units)
     each = 1 if few_registers else rows
     size = work_size(real, units, rows)
     dh_at = 3 * copy_size
@@ -86,7 +87,8 @@ def make(real, units, rows, act, rec, reset_after, masked, drops):
     last = 3 if reset_after else 2
     # What is read a step ahead stays in registers.
     reads_ahead = resident
-    reads_size = _READS * pairs if reads_ahead else _READS
+    held = pairs if reads_ahead else 1
+    reads_size = _READS * held
     zero, one = real(0), real(1)
     take_weights, add_products = take(columns, 1), chain(units, each)
 
@@ -115,9 +117,10 @@ def make(real, units, rows, act, rec, reset_after, masked, drops):
     @DeviceFunction
     def multiply(s, base, total, weights, recurrent, low, high):
         """Multiply gradients of the gates from `low` to `high` with their weights."""
-        for column in range(cuda.threadIdx.x, high * units, threads):
+        for j in range(per):
+            column = cuda.threadIdx.x + j * threads
             gate, k = column // units, column % units
-            if gate >= low:
+            if low * units <= column and column < high * units:
                 for first in range(0, rows, each):
                     for r in range(each):
                         total[r] = zero
@@ -130,17 +133,21 @@ def make(real, units, rows, act, rec, reset_after, masked, drops):
 
     @DeviceFunction
     def read(
-        ahead, slot, i, saved, states, h0, d_y, d_y_row, d_y_step, has_d_y, first, t, B,
-        T,
+        ahead, goes, j, i, saved, states, h0, d_y, d_y_row, d_y_step, mask, mask_row,
+        mask_step, first, t, B, T,
     ):  # fmt: skip
-        """Read what a step takes of one unit of one row."""
+        """Read what a step takes of one unit of one row, without a branch if ahead."""
+        slot = j * _READS
         row, u = min(first + i // units, B - 1), i % units
         kept = (row * T + t) * 4 * units + u
         for g in range(4):
             ahead[slot + g] = saved[kept + g * units]
-        old = (row * T + t - 1) * units + u
-        ahead[slot + 4] = states[old] if t > 0 else h0[row * units + u]
-        ahead[slot + 5] = d_y[row * d_y_row + t * d_y_step + u] if has_d_y else zero
+        ahead[slot + 4] = states[(row * T + max(t - 1, 0)) * units + u]
+        if not reads_ahead and t == 0:
+            ahead[slot + 4] = h0[row * units + u]
+        ahead[slot + 5] = d_y[row * d_y_row + t * d_y_step + u]
+        if masked:
+            goes[j] = mask[row * mask_row + t * mask_step]
 
     @DeviceFunction
     def run(
@@ -151,6 +158,8 @@ def make(real, units, rows, act, rec, reset_after, masked, drops):
         total = pointer(cuda.local.array(each, real))
         weights = pointer(cuda.local.array(columns, real))
         ahead = pointer(cuda.local.array(reads_size, real))
+        starts = pointer(cuda.local.array(held, real))
+        goes = pointer(cuda.local.array(held, types.uint8))
         tid = cuda.threadIdx.x
         first = cuda.blockIdx.x * rows
         dh, carried, d_zs = base + dh_at, base + carried_at, base + d_z_at
@@ -166,11 +175,12 @@ def make(real, units, rows, act, rec, reset_after, masked, drops):
                     d += d_last[row * units + u]
                 s[dh + i] = d
                 s[carried + i] = zero
-                s[going + i] = zero if masked else one
+                s[going + i] = zero
                 if T > 0 and reads_ahead:
+                    starts[j] = h0[row * units + u]
                     read(
-                        ahead, j * _READS, i, saved, states, h0, d_y, d_y_row, d_y_step,
-                        has_d_y, first, T - 1, B, T,
+                        ahead, goes, j, i, saved, states, h0, d_y, d_y_row, d_y_step,
+                        mask, mask_row, mask_step, first, T - 1, B, T,
                     )  # fmt: skip
         for turn in range(T):
             t = T - 1 - turn
@@ -179,15 +189,16 @@ def make(real, units, rows, act, rec, reset_after, masked, drops):
                 if i < count:
                     r, u = i // units, i % units
                     row = min(first + r, B - 1)
-                    kept = j * _READS if reads_ahead else 0
+                    slot = j if reads_ahead else 0
+                    kept = slot * _READS
                     if not reads_ahead:
                         read(
-                            ahead, kept, i, saved, states, h0, d_y, d_y_row, d_y_step,
-                            has_d_y, first, t, B, T,
+                            ahead, goes, 0, i, saved, states, h0, d_y, d_y_row,
+                            d_y_step, mask, mask_row, mask_step, first, t, B, T,
                         )  # fmt: skip
-                    active = True
-                    if masked:
-                        active = mask[row * mask_row + t * mask_step] != 0
+                    elif t == 0:
+                        ahead[kept + 4] = starts[j]
+                    active = not masked or goes[slot] != 0
                     at_end = has_d_last and turn == 0
                     d, s[carried + i] = take_output(
                         s[dh + i], s[carried + i], active, at_end, t == 0,
@@ -195,7 +206,7 @@ def make(real, units, rows, act, rec, reset_after, masked, drops):
                         d_last[row * units + u] if at_end else zero, zero_output,
                         first_is_state,
                     )  # fmt: skip
-                    if active:
+                    if masked and active:
                         s[going + i] = one
                     d_hh = d_z = d_r = d_inner = zero
                     if active and reset_after:
@@ -230,15 +241,14 @@ def make(real, units, rows, act, rec, reset_after, masked, drops):
                     if i < count:
                         r, u = i // units, i % units
                         row = min(first + r, B - 1)
-                        kept = j * _READS if reads_ahead else 0
+                        slot = j if reads_ahead else 0
+                        kept = slot * _READS
                         if not reads_ahead:
                             read(
-                                ahead, kept, i, saved, states, h0, d_y, d_y_row,
-                                d_y_step, has_d_y, first, t, B, T,
+                                ahead, goes, 0, i, saved, states, h0, d_y, d_y_row,
+                                d_y_step, mask, mask_row, mask_step, first, t, B, T,
                             )  # fmt: skip
-                        active = True
-                        if masked:
-                            active = mask[row * mask_row + t * mask_step] != 0
+                        active = not masked or goes[slot] != 0
                         d_z = d_r = zero
                         if active:
                             inner = s[part + 2 * count + i]
@@ -260,16 +270,18 @@ def make(real, units, rows, act, rec, reset_after, masked, drops):
                             d_sums[emitted + two] = d_r
                 cuda.syncthreads()
             for j in range(pairs):
-                i = tid + j * threads
-                if reads_ahead and i < count and t > 0:
+                # Threads that need none read too: without a branch this takes no time
+                # beside the products.
+                i = min(tid + j * threads, count - 1)
+                if reads_ahead:
                     read(
-                        ahead, j * _READS, i, saved, states, h0, d_y, d_y_row, d_y_step,
-                        has_d_y, first, t - 1, B, T,
+                        ahead, goes, j, i, saved, states, h0, d_y, d_y_row, d_y_step,
+                        mask, mask_row, mask_step, first, max(t - 1, 0), B, T,
                     )  # fmt: skip
             multiply(s, base, total, weights, recurrent, 0, last)
             for j in range(pairs):
                 i = tid + j * threads
-                if i < count and s[going + i] != zero:
+                if i < count and (not masked or s[going + i] != zero):
                     row, u = min(first + i // units, B - 1), i % units
                     for g in range(last):
                         product = s[part + g * count + i]

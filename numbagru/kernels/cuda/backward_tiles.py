@@ -57,12 +57,14 @@ def make_multiply():
         tid = cuda.threadIdx.x
         for start in range(0, U, DEPTH):
             depth = min(DEPTH, U - start)
-            for i in range(tid, a_size, THREADS):
+            for turn in range(a_size // THREADS):
+                i = tid + turn * THREADS
                 k, row = i % DEPTH, min(first + i // DEPTH, B - 1)
                 if k < depth:
                     spot = (row * T + t) * 4 * U + source + start + k
                     a[k * _A_ROW + i // DEPTH] = d_sums[spot]
-            for i in range(tid, b_size, THREADS):
+            for turn in range(b_size // THREADS):
+                i = tid + turn * THREADS
                 k, u = i % DEPTH, min(left + i // DEPTH, U - 1)
                 if k < depth:
                     spot = u * 3 * U + column + start + k

@@ -49,8 +49,9 @@ def forward(call: Call, out: Outputs, rows: int, allocate: Any) -> list[Task]:
     drops = call.h_drop.size > 0
     blocks = -(-B // rows)
     work = allocate((0,), call.x.dtype)
-    if not forward_rows.on_chip(real, U, rows, drops):
-        numbers = blocks * forward_rows.work_size(real, U, rows, drops)
+    if not forward_rows.on_chip(real, U, rows, config.reset_after, drops):
+        size = forward_rows.work_size(real, U, rows, config.reset_after, drops)
+        numbers = blocks * size
         work = allocate((numbers,), call.x.dtype)
     kernel = _rows(
         real,

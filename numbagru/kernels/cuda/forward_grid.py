@@ -5,17 +5,14 @@ keeps those of a few units in shared memory over all steps, and has the sums of 
 units for some rows. After a step it shows the new states in memory, counts itself
 (`ptx.arrive`), waits until all blocks of its rows have, and reads the states of all
 units; with the reset gate before the product it does so twice a step. With dropout of
-the state it shows them as each gate sees them. A sum is one
-chain over the units, in the order of kernels/__init__.py. One launch for a sequence; a
-cooperative one, for all blocks have to be there at once.
+the state it shows them as each gate sees them. A sum is one chain over the units, in
+the order of kernels/__init__.py. One launch for a sequence; a cooperative one, for all
+blocks have to be there at once.
 
-A model, not yet timed, for 512 units on 132 multiprocessors: 1.2 us for the chain, 0.3
+A model, not yet timed, for 512 units on 132 multiprocessors: 1.2 us for the chain, 0.4
 for reading 16 KB of states, 1 for the barrier; where every block of rows reads 3 MB of
 weights from the cache instead (forward_rows), 20 us. With ``precision="free"`` threads
 share a sum where a block has few: one row's in eight parts takes 0.2 us instead of 1.2.
-
-Nobody waits for ever: who has looked `MOST_LOOKS` times in vain, seconds, goes on alone
-with states that are not numbers, and so do all who then wait for it.
 """
 
 from __future__ import annotations
@@ -23,113 +20,17 @@ from __future__ import annotations
 from numba import types
 
 from numbagru._jit_cuda import DeviceFunction
-from numbagru.kernels.cuda.limits import GRID_THREADS
-from numbagru.kernels.cuda.limits import copies as copies_of
-from numbagru.kernels.cuda.ptx import (
-    arrive,
-    arrived,
-    chain,
-    cuda,
-    pointer,
-    take,
-    vector_lanes,
+from numbagru.kernels.cuda.grid_parts import (
+    DEPTH,
+    THREADS,
+    make_add_products,
+    make_meet,
+    make_see,
+    make_sum_of,
 )
+from numbagru.kernels.cuda.limits import copies as copies_of
+from numbagru.kernels.cuda.ptx import cuda, pointer, vector_lanes
 from numbagru.kernels.cuda.step import make_halves, make_step
-
-THREADS = GRID_THREADS
-MOST_LOOKS = 2**23
-_READS = 8  # under way at once, of a thread
-DEPTH = 32  # units whose weights are in registers at once
-
-
-def make_meet():
-    """Make ``meet(came, arrivals, expected)``: the barrier of the blocks of some rows.
-
-    In `came`, shared, stands whether nobody has waited in vain so far.
-    """
-    most_looks = MOST_LOOKS
-
-    @DeviceFunction
-    def meet(came, arrivals, expected):
-        cuda.syncthreads()
-        if cuda.threadIdx.x == 0 and came[0] != 0:
-            group, looks = cuda.blockIdx.y, 0
-            arrive(arrivals, group)
-            while arrived(arrivals, group) < expected and looks < most_looks:
-                looks += 1
-            came[0] = 1 if looks < most_looks else 0
-        cuda.syncthreads()
-
-    return meet
-
-
-def make_see(real, units, rows, each):
-    """Make ``see(s, at, source, start, row_size, first, B)``.
-
-    Brings numbers of all units of the rows from `first` on to shared memory, as
-    `ptx.chain` takes them of `each` rows: those of a unit from each row, so many rows.
-    """
-    threads, lanes = THREADS, vector_lanes(real)
-    padded = -(-units // lanes) * lanes
-    count, reads = rows * units, _READS
-
-    @DeviceFunction
-    def see(s, at, source, start, row_size, first, B):
-        found = pointer(cuda.local.array(reads, real))
-        for begin in range(cuda.threadIdx.x, count, threads * reads):
-            for j in range(reads):
-                # What is read past the end, or of rows after the last, nobody misses.
-                i = min(begin + j * threads, count - 1)
-                row = min(first + i // units, B - 1)
-                found[j] = source[start + row * row_size + i % units]
-            for j in range(reads):
-                i = begin + j * threads
-                if i < count:
-                    r, u = i // units, i % units
-                    place = at + r // each * each * padded
-                    place += (u // lanes * each + r % each) * lanes + u % lanes
-                    s[place] = found[j]
-
-    return see
-
-
-def make_add_products(units, columns, each, parts):
-    """Make ``add_products(total, weights, s, column, start, part)``.
-
-    A chain over the units, or those of one of the parts, which are slabs of `DEPTH`
-    next to each other; with weights that stand in shared memory in rows of so many
-    columns.
-    """
-    whole, rest = units // DEPTH * DEPTH, units % DEPTH
-    depth = DEPTH
-    size = -(-units // (parts * DEPTH)) * DEPTH
-    with_rest = whole // size
-    take_slab, add_slab = take(DEPTH, columns), chain(DEPTH, each)
-    take_rest, add_rest = take(rest, columns), chain(rest, each)
-
-    @DeviceFunction
-    def add_products(total, weights, s, column, start, part):
-        for k in range(part * size, min(part * size + size, whole), depth):
-            take_slab(weights, s, column + k * columns)
-            add_slab(total, weights, s, start + k * each)
-        if rest > 0 and part == with_rest:
-            take_rest(weights, s, column + whole * columns)
-            add_rest(total, weights, s, start + whole * each)
-
-    return add_products
-
-
-def make_sum_of(parts):
-    """Make ``sum_of(s, at, apart)``: the sum of parts, which lie so far apart."""
-
-    @DeviceFunction
-    def sum_of(s, at, apart):
-        total = s[at]
-        for part in range(1, parts):
-            total += s[at + part * apart]
-        return total
-
-    return sum_of
 
 
 def signature(real):
@@ -179,6 +80,8 @@ def make(real, units, split, act, rec, reset_after, masked, drops, keeps):
         sums_at + parts * part_size + k * count for k in range(3)
     )
     hh_at = sums_at + 2 * count
+    pairs = -(-count // threads)
+    drops_size = pairs * copies
     zero, nan = real(0), real("nan")
     one_step, meet = make_step(real, act, rec), make_meet()
     half_of_gates, half_of_state = make_halves(real, act, rec)
@@ -189,22 +92,24 @@ def make(real, units, split, act, rec, reset_after, masked, drops, keeps):
     early, meetings = (gates, 1) if reset_after else (two, 2)
 
     @DeviceFunction
-    def show(shown, turn, h_drop, h, row, u, B):
+    def show(shown, turn, drop, j, h, row, u, B):
         """Show a unit's state before step `turn`, as each gate sees it."""
         for g in range(copies):
             seen = h
             if drops:
-                seen = h * h_drop[(g * B + row) * units + u]
+                seen = h * drop[j * copies + g]
             shown[(((turn & 1) * copies + g) * B + row) * units + u] = seen
 
     @DeviceFunction
-    def sum_up(s, total, ahead, weights, xw, bias, c, column, r0, part, first, t, B, T):
+    def sum_up(
+        s, total, ahead, weights, own_bias, xw, c, column, r0, part, first, t, B, T
+    ):  # fmt: skip
         """Sum up a column for the rows of a thread, or a part of it."""
         apart = reset_after and column >= two
         for r in range(each):
             total[r] = zero
             if part == 0:
-                total[r] = bias[column - two] if apart else ahead[r]
+                total[r] = own_bias if apart else ahead[r]
                 if apart:
                     s[inner_at + (r0 + r) * own + c % own] = ahead[r]
                 if t + 1 < T:
@@ -223,11 +128,14 @@ def make(real, units, split, act, rec, reset_after, masked, drops, keeps):
         last, state, saved, states, shown, arrivals, blocks, B, T, has_y, zero_output,
         first_is_state,
     ):  # fmt: skip
-        s = pointer(cuda.shared.array(0, real, alignment=16))  # as large as the launch says
+        # As large as the launch says.
+        s = pointer(cuda.shared.array(0, real, alignment=16))
         came = pointer(cuda.shared.array(1, types.int32))
         total = pointer(cuda.local.array(each, real))
         ahead = pointer(cuda.local.array(each, real))
         weights = pointer(cuda.local.array(depth, real))
+        drop = pointer(cuda.local.array(drops_size, real))
+        active = pointer(cuda.local.array(pairs, types.uint8))
         tid, left = cuda.threadIdx.x, cuda.blockIdx.x * own
         first = cuda.blockIdx.y * rows
         for i in range(tid, columns * units, threads):
@@ -235,25 +143,35 @@ def make(real, units, split, act, rec, reset_after, masked, drops, keeps):
             # Units after the last one repeat it, and so do rows; nobody hears of them.
             u = min(left + c % own, units - 1)
             s[i] = recurrent[k * gates + c // own * units + u]
-        for i in range(tid, count, threads):
-            row, u = min(first + i // own, B - 1), min(left + i % own, units - 1)
-            start = h0[row * units + u]
-            s[h_at + i] = start
-            s[output_at + i] = start if first_is_state or T == 0 else zero
-            if first + i // own < B and left + i % own < units:
-                show(shown, 0, h_drop, start, row, u, B)
+        for j in range(pairs):
+            i = tid + j * threads
+            if i < count:
+                row, u = min(first + i // own, B - 1), min(left + i % own, units - 1)
+                start = h0[row * units + u]
+                s[h_at + i] = start
+                s[output_at + i] = start if first_is_state or T == 0 else zero
+                if drops:
+                    for g in range(copies):
+                        drop[j * copies + g] = h_drop[(g * B + row) * units + u]
+                if first + i // own < B and left + i % own < units:
+                    show(shown, 0, drop, j, start, row, u, B)
         if tid == 0:
             came[0] = 1
         # A thread's column of each gate's units, its rows, and its part.
         c, r0 = tid % columns, tid // columns % groups * each
         part = tid // columns // groups
         column = c // own * units + min(left + c % own, units - 1)
-        sums = part < parts
+        sums, own_bias = part < parts, bias[column % units]
         for r in range(each):
             ahead[r] = zero
             if sums and T > 0:
                 ahead[r] = xw[min(first + r0 + r, B - 1) * T * gates + column]
         for t in range(T):
+            for j in range(pairs):
+                i = tid + j * threads
+                if masked and i < count:  # while others come
+                    row = min(first + i // own, B - 1)
+                    active[j] = mask[row * mask_row + t * mask_step]
             meet(came, arrivals, blocks * (meetings * t + 1))
             for g in range(copies):
                 slot = (t & 1) * copies + g
@@ -263,39 +181,44 @@ def make(real, units, split, act, rec, reset_after, masked, drops, keeps):
             cuda.syncthreads()
             if sums and column < early:
                 sum_up(
-                    s, total, ahead, weights, xw, bias, c, column, r0, part, first, t,
-                    B, T,
+                    s, total, ahead, weights, own_bias, xw, c, column, r0, part, first,
+                    t, B, T,
                 )  # fmt: skip
             cuda.syncthreads()
             if not reset_after:
-                for i in range(tid, count, threads):
-                    row = min(first + i // own, B - 1)
-                    u = min(left + i % own, units - 1)
-                    z, inner, z_kept, r_kept = half_of_gates(
-                        sum_of(s, sums_at + i, part_size),
-                        sum_of(s, sums_at + count + i, part_size),
-                        s[h_at + i],
-                    )
-                    if drops:
-                        inner *= h_drop[(2 * B + row) * units + u]
-                    s[sums_at + i] = z
-                    s[inner_at + i] = inner
-                    if first + i // own < B and left + i % own < units:
-                        shown[(inner_slot * B + row) * units + u] = inner
-                        if keeps:
-                            kept = (row * T + t) * 4 * units + u
-                            saved[kept] = z_kept
-                            saved[kept + units] = r_kept
+                for j in range(pairs):
+                    i = tid + j * threads
+                    if i < count:
+                        row = min(first + i // own, B - 1)
+                        u = min(left + i % own, units - 1)
+                        z, inner, z_kept, r_kept = half_of_gates(
+                            sum_of(s, sums_at + i, part_size),
+                            sum_of(s, sums_at + count + i, part_size),
+                            s[h_at + i],
+                        )
+                        if drops:
+                            inner *= h_drop[(2 * B + row) * units + u]
+                        s[sums_at + i] = z
+                        s[inner_at + i] = inner
+                        if first + i // own < B and left + i % own < units:
+                            shown[(inner_slot * B + row) * units + u] = inner
+                            if keeps:
+                                kept = (row * T + t) * 4 * units + u
+                                saved[kept] = z_kept
+                                saved[kept + units] = r_kept
                 meet(came, arrivals, blocks * (meetings * t + 2))
                 see(s, seen_at, shown, inner_slot * B * units, units, first, B)
                 cuda.syncthreads()
                 if sums and column >= early:
                     sum_up(
-                        s, total, ahead, weights, xw, bias, c, column, r0, part, first,
-                        t, B, T,
+                        s, total, ahead, weights, own_bias, xw, c, column, r0, part,
+                        first, t, B, T,
                     )  # fmt: skip
                 cuda.syncthreads()
-            for i in range(tid, count, threads):
+            for j in range(pairs):
+                i = tid + j * threads
+                if i >= count:
+                    continue
                 row, u = min(first + i // own, B - 1), min(left + i % own, units - 1)
                 kept = (row * T + t) * 4 * units + u
                 heard = first + i // own < B and left + i % own < units
@@ -318,16 +241,13 @@ def make(real, units, split, act, rec, reset_after, masked, drops, keeps):
                     )
                 if came[0] == 0:
                     new = nan
-                active = True
-                if masked:
-                    active = mask[row * mask_row + t * mask_step] != 0
-                if active:
+                if not masked or active[j] != 0:
                     s[h_at + i] = new
                     s[output_at + i] = new
                 elif zero_output:
                     s[output_at + i] = zero
                 if heard:
-                    show(shown, t + 1, h_drop, s[h_at + i], row, u, B)
+                    show(shown, t + 1, drop, j, s[h_at + i], row, u, B)
                     if has_y:
                         y[row * y_row + t * y_step + u] = s[output_at + i]
                     if keeps:

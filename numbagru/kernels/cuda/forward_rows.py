@@ -1,13 +1,18 @@
 """The recurrence, a block of threads for each few rows: no block waits for another.
 
 A thread sums up one gate of one unit, for all rows of its block: one chain over the
-units each, in the order of kernels/__init__.py. Two barriers per step, four with the
-reset gate before the product: when the state is there, and when the sums are.
+units each, in the order of kernels/__init__.py; then it computes the gate. Two barriers
+a step, three with the reset gate before the product: when the state is there, when the
+gates are, and when the candidate's sums are.
 
-Weights stay in registers where they fit (`fits`), and what a step adds to is read a
-step ahead: a step then takes the four cycles of a multiply-add for each unit, 0.25 µs
-for 108 units at 1.8 GHz, and what the gates take (a model, not yet timed). Wider layers
-read their weights from the cache again in every step: plain, for any number of units.
+Weights stay in registers where they fit (`fits`), and what a step reads of the inputs
+is read a step ahead. By the stall counts of the machine code for compute capability 9.0
+a step of one row of 64 units takes 830 cycles, 0.47 us at 1.755 GHz: 256 for the chain,
+140 for a gate, 200 for the candidate and the state, the rest for barriers, shared
+memory and addresses. (A model, not yet timed. 1370 with all gates in the threads of the
+states, loops whose length the compiler did not know and indices that may be negative;
+and these waited for the bias and the mask in every step.) Wider layers read their
+weights from the cache again in every step: plain, for any number of units.
 """
 
 from __future__ import annotations
@@ -15,16 +20,17 @@ from __future__ import annotations
 from numba import types
 
 from numbagru._jit_cuda import DeviceFunction
-from numbagru.kernels.cuda.limits import fits
+from numbagru.gates import reset_state
+from numbagru.kernels.cuda.limits import copies as copies_of
+from numbagru.kernels.cuda.limits import fits, spares_registers
 from numbagru.kernels.cuda.ptx import chain, cuda, pointer, take, vector_lanes
-from numbagru.kernels.cuda.step import make_halves, make_step
+from numbagru.kernels.cuda.step import make_gate, make_halves, make_update
 from numbagru.scalar import fma
 
 WARP, MOST_THREADS = 32, 512
 SHARED_BYTES = 48 * 1024
-# Of each unit of each row: sums of the three gates, the candidate's input or r * h, the
-# state and the output.
-_SECTIONS = 6
+# Of each unit of each row: z, r, the candidate's sum or part, the state, the output.
+_SECTIONS = 5
 
 
 def threads_of(units):
@@ -32,16 +38,16 @@ def threads_of(units):
     return min(MOST_THREADS, -(-3 * units // WARP) * WARP)
 
 
-def work_size(real, units, rows, drops):
+def work_size(real, units, rows, reset_after, drops):
     """Count the numbers of a block: of its sections, and of the states as seen."""
     lanes = vector_lanes(real)
-    seen = rows * -(-units // lanes) * lanes
-    return rows * _SECTIONS * units + (3 * seen if drops else seen)
+    seen = copies_of(reset_after, drops) + (0 if reset_after else 1)
+    return rows * (_SECTIONS * units + seen * -(-units // lanes) * lanes)
 
 
-def on_chip(real, units, rows, drops):
+def on_chip(real, units, rows, reset_after, drops):
     """Whether the numbers of a block fit shared memory."""
-    size = work_size(real, units, rows, drops)
+    size = work_size(real, units, rows, reset_after, drops)
     return size * real.bitwidth // 8 <= SHARED_BYTES
 
 
@@ -70,19 +76,23 @@ def make(real, units, rows, act, rec, reset_after, masked, drops, keeps):
         Whether there is a mask, whether the state has dropout, and whether gates and
         states are kept for the backward pass.
     """
-    one_step = make_step(real, act, rec)
-    half_of_gates, half_of_state = make_halves(real, act, rec)
+    gate_of, update = make_gate(real, rec), make_update(real, act)
+    _, half_of_state = make_halves(real, act, rec)
     gates, two, threads = 3 * units, 2 * units, threads_of(units)
-    resident, shared = fits(real.bitwidth, units), on_chip(real, units, rows, drops)
+    resident = fits(real.bitwidth, units, reset_after)
     lanes = vector_lanes(real)
     count, columns = rows * units, units if resident else 1
-    copy_size = rows * -(-units // lanes) * lanes
-    last_copy = 2 * copy_size if drops else 0
-    # One column per thread: what its sums begin with is read a step ahead.
-    single = gates <= threads
-    size = work_size(real, units, rows, drops)
-    z_at = 3 * copy_size if drops else copy_size
-    reset_at, hh_at, x_h_at, h_at, output_at = (z_at + k * count for k in range(1, 6))
+    # Columns, and states, of a thread. One column: what does not change from step to
+    # step stays in registers, and what does is read a step ahead.
+    per, pairs = -(-gates // threads), -(-count // threads)
+    single = per == 1
+    held = pairs if single else 1
+    spares = single and spares_registers(real.bitwidth, units)
+    size = work_size(real, units, rows, reset_after, drops)
+    copies, copy_size = copies_of(reset_after, drops), rows * -(-units // lanes) * lanes
+    drops_size = held * copies
+    z_at = (copies if reset_after else copies + 1) * copy_size
+    reset_at, hh_at, h_at, output_at = (z_at + k * count for k in range(1, 5))
     # Columns whose sums need no reset gate.
     early = gates if reset_after else two
     zero = real(0)
@@ -90,18 +100,8 @@ def make(real, units, rows, act, rec, reset_after, masked, drops, keeps):
 
     @DeviceFunction
     def spot(row, unit):
-        """Where `seen` has a state: vectors of one row after the other."""
+        """Where a copy has a state: vectors of one row after the other."""
         return (unit // lanes * rows + row) * lanes + unit % lanes
-
-    @DeviceFunction
-    def show(seen, start, h_drop, h, r, row, u, B):
-        """Let the products see a state, each gate its own multiple of it."""
-        if drops:
-            for g in range(3):
-                drop = h_drop[(g * B + row) * units + u]
-                seen[start + g * copy_size + spot(r, u)] = h * drop
-        else:
-            seen[start + spot(r, u)] = h
 
     @DeviceFunction
     def sum_resident(total, weights, recurrent, column, s, start):
@@ -120,25 +120,46 @@ def make(real, units, rows, act, rec, reset_after, masked, drops, keeps):
 
     @DeviceFunction
     def sum_up(
-        s, base, total, ahead, weights, xw, recurrent, bias, low, high, first, t, B, T
+        s, base, total, ahead, weights, own_bias, xw, recurrent, bias, h_drop,
+        saved, low, high, first, t, B, T,
     ):  # fmt: skip
-        """Sum up the columns from `low` to `high` that are this thread's."""
-        for column in range(cuda.threadIdx.x, high, threads):
-            if column >= low:
+        """Sum up this thread's columns from `low` to `high`, and make them gates."""
+        for j in range(per):
+            column = cuda.threadIdx.x + j * threads
+            if low <= column and column < high:
                 gate, u = column // units, column % units
                 apart = reset_after and gate == 2
                 for r in range(rows):
-                    x_spot = (min(first + r, B - 1) * T + t) * gates + column
-                    x = ahead[r] if single else xw[x_spot]
-                    if single and t + 1 < T:
-                        ahead[r] = xw[x_spot + gates]
-                    total[r] = bias[u] if apart else x
-                    if apart:
-                        s[base + x_h_at + r * units + u] = x
-                copy = base + gate * copy_size if drops else base
-                sum_products(total, weights, recurrent, column, s, copy)
+                    row = min(first + r, B - 1)
+                    if single:
+                        total[r] = own_bias if apart else ahead[r]
+                        ahead[r] = xw[(row * T + min(t + 1, T - 1)) * gates + column]
+                    else:
+                        total[r] = bias[u]
+                        if not apart:
+                            total[r] = xw[(row * T + t) * gates + column]
+                copy = gate if drops else 0
+                if not reset_after and gate == 2:
+                    copy = copies
+                start = base + copy * copy_size
+                sum_products(total, weights, recurrent, column, s, start)
                 for r in range(rows):
-                    s[base + z_at + gate * count + r * units + u] = total[r]
+                    value, kept = total[r], total[r]
+                    if gate < 2:
+                        value, kept = gate_of(total[r])
+                    s[base + z_at + gate * count + r * units + u] = value
+                    row = min(first + r, B - 1)
+                    if not reset_after and gate == 1:
+                        inner = reset_state(value, s[base + h_at + r * units + u])
+                        if drops:
+                            inner *= h_drop[(2 * B + row) * units + u]
+                        s[base + copies * copy_size + spot(r, u)] = inner
+                        if keeps and first + r < B:
+                            saved[(row * T + t) * 4 * units + gates + u] = inner
+                    if keeps and first + r < B and (reset_after or gate < 2):
+                        # The candidate's part comes after the candidate.
+                        place = (row * T + t) * 4 * units + column
+                        saved[place + units if gate == 2 else place] = kept
 
     @DeviceFunction
     def run(
@@ -148,89 +169,102 @@ def make(real, units, rows, act, rec, reset_after, masked, drops, keeps):
         total = pointer(cuda.local.array(rows, real))
         ahead = pointer(cuda.local.array(rows, real))
         weights = pointer(cuda.local.array(columns, real))
+        x_now = pointer(cuda.local.array(held, real))
+        x_next = pointer(cuda.local.array(held, real))
+        drop = pointer(cuda.local.array(drops_size, real))
+        active = pointer(cuda.local.array(held, types.uint8))
         tid = cuda.threadIdx.x
         first = cuda.blockIdx.x * rows
         z, reset, hh = base + z_at, base + reset_at, base + hh_at
-        x_h, h, output = base + x_h_at, base + h_at, base + output_at
+        h, output = base + h_at, base + output_at
         own = min(tid, gates - 1)
+        own_bias = bias[own % units]
         take_weights(weights, recurrent, own)
         for r in range(rows):
             ahead[r] = zero
             if T > 0:
                 ahead[r] = xw[min(first + r, B - 1) * T * gates + own]
-        for i in range(tid, count, threads):
-            r, u = i // units, i % units
-            # Rows after the last one repeat it; nobody hears of them.
-            row = min(first + r, B - 1)
-            start = h0[row * units + u]
-            s[h + i] = start
-            s[output + i] = start if first_is_state or T == 0 else zero
-            show(s, base, h_drop, start, r, row, u, B)
+        for j in range(pairs):
+            i = tid + j * threads
+            if i < count:
+                r, u = i // units, i % units
+                # Rows after the last one repeat it; nobody hears of them.
+                row = min(first + r, B - 1)
+                start = h0[row * units + u]
+                if single and T > 0:
+                    x_next[j] = xw[row * T * gates + two + u]
+                s[h + i] = start
+                s[output + i] = start if first_is_state or T == 0 else zero
+                for g in range(copies):
+                    seen = start
+                    if drops:
+                        factor = h_drop[(g * B + row) * units + u]
+                        seen = start * factor
+                        if spares:
+                            drop[j * copies + g] = factor
+                    s[base + g * copy_size + spot(r, u)] = seen
         for t in range(T):
+            for j in range(pairs):
+                i = tid + j * threads
+                if single and i < count:
+                    row = min(first + i // units, B - 1)
+                    if masked and spares:
+                        active[j] = mask[row * mask_row + t * mask_step]
+                    if reset_after:
+                        x_now[j] = x_next[j]
+                        x_spot = (row * T + min(t + 1, T - 1)) * gates + two
+                        x_next[j] = xw[x_spot + i % units]
             cuda.syncthreads()
             sum_up(
-                s, base, total, ahead, weights, xw, recurrent, bias, 0, early, first, t,
-                B, T,
+                s, base, total, ahead, weights, own_bias, xw, recurrent, bias,
+                h_drop, saved, 0, early, first, t, B, T,
             )  # fmt: skip
             cuda.syncthreads()
             if not reset_after:
-                for i in range(tid, count, threads):
-                    r, u = i // units, i % units
-                    row = min(first + r, B - 1)
-                    s[z + i], inner, z_kept, r_kept = half_of_gates(
-                        s[z + i], s[reset + i], s[h + i]
-                    )
-                    if drops:
-                        inner *= h_drop[(2 * B + row) * units + u]
-                    s[x_h + i] = inner
-                    s[base + last_copy + spot(r, u)] = inner
-                    if keeps and first + r < B:
-                        kept = (row * T + t) * 4 * units + u
-                        saved[kept] = z_kept
-                        saved[kept + units] = r_kept
-                cuda.syncthreads()
                 sum_up(
-                    s, base, total, ahead, weights, xw, recurrent, bias, two, gates,
-                    first, t, B, T,
+                    s, base, total, ahead, weights, own_bias, xw, recurrent, bias,
+                    h_drop, saved, two, gates, first, t, B, T,
                 )  # fmt: skip
                 cuda.syncthreads()
-            for i in range(tid, count, threads):
-                r, u = i // units, i % units
-                row = min(first + r, B - 1)
-                inner = s[x_h + i]
-                if reset_after:
-                    x_h_sum, inner = inner, s[hh + i]
-                    new, z_kept, r_kept, hh_kept = one_step(
-                        s[z + i], s[reset + i], inner, x_h_sum, s[h + i]
-                    )
-                    if keeps and first + r < B:
-                        kept = (row * T + t) * 4 * units + u
-                        saved[kept] = z_kept
-                        saved[kept + units] = r_kept
-                else:
-                    new, hh_kept = half_of_state(s[z + i], s[hh + i], s[h + i])
-                active = True
-                if masked:
-                    active = mask[row * mask_row + t * mask_step] != 0
-                if active:
-                    s[h + i] = new
-                    s[output + i] = new
-                    show(s, base, h_drop, new, r, row, u, B)
-                else:
-                    if zero_output:
-                        s[output + i] = zero
-                    if not reset_after:
-                        show(s, base, h_drop, s[h + i], r, row, u, B)
-                if first + r < B:
-                    if has_y:
-                        y[row * y_row + t * y_step + u] = s[output + i]
-                    if keeps:
-                        kept = (row * T + t) * 4 * units + u
-                        saved[kept + two] = hh_kept
-                        saved[kept + gates] = inner
-                        states[(row * T + t) * units + u] = s[h + i]
-        for i in range(tid, count, threads):
-            if first + i // units < B:
+            for j in range(pairs):
+                i = tid + j * threads
+                if i < count:
+                    r, u = i // units, i % units
+                    row = min(first + r, B - 1)
+                    new, out = s[h + i], s[output + i]
+                    if reset_after:
+                        x_spot = (row * T + t) * gates + two + u
+                        x = x_now[j] if single else xw[x_spot]
+                        found, kept = update(s[z + i], s[reset + i], s[hh + i], x, new)
+                    else:
+                        found, kept = half_of_state(s[z + i], s[hh + i], new)
+                    goes_on = True
+                    if masked and spares:
+                        goes_on = active[j] != 0
+                    elif masked:
+                        goes_on = mask[row * mask_row + t * mask_step] != 0
+                    if goes_on:
+                        new, out = found, found
+                        s[h + i] = new
+                        for g in range(copies):
+                            seen = new
+                            if drops and spares:
+                                seen = new * drop[j * copies + g]
+                            elif drops:
+                                seen = new * h_drop[(g * B + row) * units + u]
+                            s[base + g * copy_size + spot(r, u)] = seen
+                    elif zero_output:
+                        out = zero
+                    s[output + i] = out
+                    if first + r < B:
+                        if has_y:
+                            y[row * y_row + t * y_step + u] = out
+                        if keeps:
+                            saved[(row * T + t) * 4 * units + two + u] = kept
+                            states[(row * T + t) * units + u] = new
+        for j in range(pairs):
+            i = tid + j * threads
+            if i < count and first + i // units < B:
                 last[first * units + i] = s[output + i]
                 state[first * units + i] = s[h + i]
 
@@ -255,4 +289,5 @@ def make(real, units, rows, act, rec, reset_after, masked, drops, keeps):
             has_y, zero_output, first_is_state,
         )  # fmt: skip
 
-    return forward_in_shared if shared else forward_in_memory
+    on_the_chip = on_chip(real, units, rows, reset_after, drops)
+    return forward_in_shared if on_the_chip else forward_in_memory

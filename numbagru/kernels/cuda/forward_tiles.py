@@ -51,7 +51,8 @@ def make_multiply(low, high, drops):
         tid = cuda.threadIdx.x
         for start in range(0, U, DEPTH):
             depth = min(DEPTH, U - start)
-            for i in range(tid, states_size, THREADS):
+            for turn in range(states_size // THREADS):
+                i = tid + turn * THREADS
                 k, row = i % DEPTH, min(first + i // DEPTH, B - 1)
                 if k < depth:
                     state = states[row * U + start + k]
@@ -61,7 +62,8 @@ def make_multiply(low, high, drops):
                             gate = low + copy
                             seen = state * h_drop[(gate * B + row) * U + start + k]
                         a[copy * _STATES + k * _ROW + i // DEPTH] = seen
-            for i in range(tid, weights_size, THREADS):
+            for turn in range(weights_size // THREADS):
+                i = tid + turn * THREADS
                 k, column = i // columns, i % columns
                 if k < depth:
                     unit = min(left + column % UNITS, U - 1)

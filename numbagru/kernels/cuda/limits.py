@@ -6,10 +6,11 @@ import functools
 import importlib.util
 from typing import NamedTuple
 
-# Weights of a thread in registers: 108 units have 352 threads with 168 registers each.
-# With 112 the compiler puts up to 60 bytes of them into memory, going back with dropout
-# and the reset gate before the product; with 120 always.
-MOST_RESIDENT = {32: 108, 64: 56}
+# Weights of a thread in registers: 104 units have 320 threads with 168 registers each.
+# With the reset gate before the product, a mask and dropout of the state the compiler
+# puts 8 bytes of them into memory for 100 units (compute capability 7.5 and 8.0).
+MOST_RESIDENT = {32: 104, 64: 56}
+_RESET_BEFORE = {32: 96, 64: 56}
 # The backward kernel with four rows of 88 units needs 40 bytes of memory for them.
 _FOUR_ROWS_UP_TO = {32: 80, 64: 48}
 MOST_ROWS = 4
@@ -30,24 +31,31 @@ def by_cupy(precision: str) -> bool:
     return precision == "free" and cupy_found()
 
 
-def fits(bits: int, units: int) -> bool:
-    """Whether the recurrent weights of a thread fit its registers."""
-    return units <= MOST_RESIDENT[bits]
+def most_resident(bits: int, reset_after: bool) -> int:
+    """Return how many recurrent weights of a thread fit its registers."""
+    most = MOST_RESIDENT[bits]
+    return most if reset_after else min(most, _RESET_BEFORE[bits])
 
 
-def most_rows(bits: int, units: int) -> int:
-    """How many rows of a block leave enough registers."""
-    return MOST_ROWS if units <= _FOUR_ROWS_UP_TO[bits] else 2
+def fits(bits: int, units: int, reset_after: bool) -> bool:
+    """Whether a layer's do."""
+    return units <= most_resident(bits, reset_after)
 
 
-def most_rows_back(bits: int, units: int, crowded: bool) -> int:
-    """How many do going back, `crowded` with the reset gate first, mask and dropout.
+def spares_registers(bits: int, units: int) -> bool:
+    """Whether weights leave registers for more than a step needs."""
+    return units <= _FOUR_ROWS_UP_TO[bits]
 
-    Two rows of 96 units then need 8 bytes of memory for registers; of 81 to 108 other
-    units, none.
+
+def most_rows(bits: int, units: int, reset_after: bool) -> int:
+    """How many rows of a block leave enough registers.
+
+    With the reset gate before the product the forward kernel needs 8 to 32 bytes of
+    memory for them with two rows of 92 units or more.
     """
-    rows = most_rows(bits, units)
-    return 1 if crowded and rows < MOST_ROWS and fits(bits, units) else rows
+    if spares_registers(bits, units):
+        return MOST_ROWS
+    return 1 if not reset_after and fits(bits, units, False) else 2
 
 
 class Chip(NamedTuple):

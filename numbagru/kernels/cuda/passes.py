@@ -11,7 +11,7 @@ import numpy as np
 
 from numbagru.kernels.call import Call, Cotangents, Outputs, Results
 from numbagru.kernels.cuda import backward_cuda, elementwise, forward_cuda
-from numbagru.kernels.cuda.limits import copies, most_rows, most_rows_back, split
+from numbagru.kernels.cuda.limits import copies, most_rows, split
 from numbagru.kernels.plain_cpu import saved_shapes
 
 __all__ = [
@@ -26,20 +26,11 @@ __all__ = [
 
 
 def _rows(call: Call) -> int:
-    return _at_most(most_rows(8 * call.x.itemsize, call.config.units), call)
-
-
-def _rows_back(call: Call) -> int:
-    masked, drops = call.mask.size > 0, call.h_drop.size > 0
-    crowded = masked and drops and not call.config.reset_after
-    most = most_rows_back(8 * call.x.itemsize, call.config.units, crowded)
-    return _at_most(most, call)
-
-
-def _at_most(rows: int, call: Call) -> int:
     """Take more rows to a block only when every multiprocessor has one."""
+    config = call.config
+    most = most_rows(8 * call.x.itemsize, config.units, config.reset_after)
     each = -(-call.x.shape[0] // call.place.chip().processors)
-    return max(1, min(rows, each))
+    return max(1, min(most, each))
 
 
 def _on_device(call: Call) -> Call:
@@ -101,7 +92,7 @@ def _backward(
     place.run(launches)
 
 
-backward = functools.partial(_backward, _rows_back)
+backward = functools.partial(_backward, _rows)
 # Gradients of all gates are seen at once; without room for them, step by step.
 backward_on_grid = functools.partial(_backward, lambda call: _divided(call, True))
 backward_tiled = functools.partial(_backward, lambda call: None)

@@ -170,7 +170,8 @@ def make_project(real, per_gate, precision):
             total[i] = bias[min(left + column_at(i), right - 1)]
         for start in range(0, F, DEPTH):
             depth = min(DEPTH, F - start)
-            for i in range(tid, tile_size, THREADS):
+            for turn in range(tile_size // THREADS):
+                i = tid + turn * THREADS
                 # Threads side by side read features, and columns, side by side.
                 k, sample = i % DEPTH, min(first + i // DEPTH, samples - 1)
                 value = zero
@@ -226,7 +227,8 @@ def make_input_gradient(real, apart, drops, precision):
             gate = (chain + 2) % 3
             for start in range(0, length, DEPTH):
                 depth = min(DEPTH, length - start)
-                for i in range(tid, tile_size, THREADS):
+                for turn in range(tile_size // THREADS):
+                    i = tid + turn * THREADS
                     k, gradient, weight = i % DEPTH, zero, zero
                     if k < depth:
                         sample = min(first + i // DEPTH, samples - 1)

@@ -34,11 +34,11 @@ def vector_lanes(real: types.Float) -> int:
 
 @intrinsic
 def pointer(typingctx, array):
-    """Let the numbers of an array be indexed without counting from its end.
+    """Give a shared or local array as a pointer, whose indices are taken as they are.
 
-    That takes instructions, and NVVM (CUDA 13.0) makes wrong ones of it: what was
-    stored by ``for g in range(3): s[g * 4 + i] = x[g]`` a load of ``s[32 + i]`` gets,
-    in a loop, where `s` is a shared array of 36 numbers.
+    An array's may be negative and count from its end. That takes instructions, and NVVM
+    (CUDA 13.0) makes wrong ones of it: of a shared array of 36 numbers, in a loop, a
+    load of ``s[32 + i]`` gave what ``for g in range(3): s[g * 4 + i] = x`` had stored.
     """
 
     def codegen(context, builder, signature, args):

@@ -10,6 +10,42 @@ from numbagru._jit_cuda import DeviceFunction
 from numbagru.gates import blend, candidate_sum, d_blend, d_product, reset_state
 
 
+def make_gate(real, function):
+    """Make ``gate(total)``: the value of a gate, and what is kept of it.
+
+    Parameters
+    ----------
+    real
+        Numba's float type.
+    function : launch.Scalars
+        Of the gate.
+    """
+    value_of, _, of_input = function
+
+    @DeviceFunction
+    def gate(total):
+        value = real(value_of(total))  # a user's may give another type
+        return value, total if of_input else value
+
+    return gate
+
+
+def make_update(real, act):
+    """Make ``update(z, r, inner, x_h, old)``, the reset gate after the product.
+
+    Of the candidate's recurrent part and that of the inputs. Gives the next state, and
+    what is kept of the candidate.
+    """
+    candidate_of = make_gate(real, act)
+
+    @DeviceFunction
+    def update(z, r, inner, x_h, old):
+        candidate, kept = candidate_of(candidate_sum(r, inner, x_h))
+        return blend(z, old, candidate), kept
+
+    return update
+
+
 def make_step(real, act, rec):
     """Make ``step(z_sum, r_sum, inner, x_h, old)``, the reset gate after the product.
 
@@ -25,19 +61,14 @@ def make_step(real, act, rec):
     DeviceFunction
         Gives the next state, and what is kept of z, r and the candidate.
     """
-    (act, _, act_of_input), (rec, _, rec_of_input) = act, rec
+    gate, update = make_gate(real, rec), make_update(real, act)
 
     @DeviceFunction
     def step(z_sum, r_sum, inner, x_h, old):
-        z, r = real(rec(z_sum)), real(rec(r_sum))
-        hh_sum = candidate_sum(r, inner, x_h)
-        candidate = real(act(hh_sum))  # a user's may give another type
-        return (
-            blend(z, old, candidate),
-            z_sum if rec_of_input else z,
-            r_sum if rec_of_input else r,
-            hh_sum if act_of_input else candidate,
-        )
+        z, z_kept = gate(z_sum)
+        r, r_kept = gate(r_sum)
+        new, hh_kept = update(z, r, inner, x_h, old)
+        return new, z_kept, r_kept, hh_kept
 
     return step
 
@@ -48,18 +79,18 @@ def make_halves(real, act, rec):
     ``gates(z_sum, r_sum, old)`` gives z, ``r * old``, and what is kept of z and r;
     ``state(z, hh_sum, old)`` the next state, and what is kept of the candidate.
     """
-    (act, _, act_of_input), (rec, _, rec_of_input) = act, rec
+    gate, candidate_of = make_gate(real, rec), make_gate(real, act)
 
     @DeviceFunction
     def gates(z_sum, r_sum, old):
-        z, r = real(rec(z_sum)), real(rec(r_sum))
-        z_kept, r_kept = z_sum if rec_of_input else z, r_sum if rec_of_input else r
+        z, z_kept = gate(z_sum)
+        r, r_kept = gate(r_sum)
         return z, reset_state(r, old), z_kept, r_kept
 
     @DeviceFunction
     def state(z, hh_sum, old):
-        candidate = real(act(hh_sum))
-        return blend(z, old, candidate), hh_sum if act_of_input else candidate
+        candidate, kept = candidate_of(hh_sum)
+        return blend(z, old, candidate), kept
 
     return gates, state
 

@@ -101,7 +101,8 @@ def make_gradient(real, of_states, reset_after, masked, drops, precision):
             n = min(block_rows, stop - first)
             for start in range(0, n * T, DEPTH):
                 depth = min(DEPTH, n * T - start)
-                for i in range(tid, tile_size, THREADS):
+                for turn in range(tile_size // THREADS):
+                    i = tid + turn * THREADS
                     number, seen, d = i // TILE, zero, zero
                     if number < depth:
                         row, t = sample_of(order, first, n, start + number, T)
