@@ -38,7 +38,7 @@ def timed(step, synchronize, seconds=0.1, rounds=5):
 
 
 def describe():
-    """Print the device, and how long a launch and a copy of its memory take."""
+    """Print the device, and how long launches, copies and calls of one step take."""
     import torch
 
     properties = torch.cuda.get_device_properties(0)
@@ -59,7 +59,17 @@ def describe():
         ["launching a kernel, µs", cell(1e3 * launch)],
         ["memory, GB/s", cell(4 * a.numel() * 4 / copy / 1e6)],
     ]
-    print(markdown(["most that this device does", ""], rows), flush=True)
+    shape = Shape(1, 1, 8, 16)
+    data = make_data(shape)
+    module = torch.nn.GRU(shape.features, shape.units, batch_first=True).cuda()
+    for what in ("inference", "training"):  # of one step: what the host takes
+        for name, step in (
+            ("numbagru", our_step(shape, data, what)),
+            ("PyTorch", torch_step(module, data, what)),
+        ):
+            each = timed(step, torch.cuda.synchronize)
+            rows.append([f"{what} of one step, {name}, µs", cell(1e3 * each)])
+    print(markdown(["device and host", ""], rows), flush=True)
     rows = [[units, cell(1e3 * step_of(units))] for units in MEETING]
     print(markdown(["units of one row", "a step of blocks that meet, µs"], rows))
     return True

@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 _OTHERWISE = "Or pass device='cpu'."
-_SHARED_BYTES = 48 * 1024  # of a block that did not ask for more
 
 
 @functools.cache
@@ -48,8 +48,13 @@ class Driver:
     """Memory, copies and launches on the devices of this machine."""
 
     def __init__(self, cuda: Any) -> None:
-        self._cuda = cuda
+        from cuda.bindings import driver as bindings
+
+        self._cuda, self._bindings = cuda, bindings
         self._kernels: dict[Any, Any] = {}
+        self._loaded: dict[Any, tuple[Any, bool]] = {}
+        self._contexts: dict[int, int] = {}  # addresses, by device
+        self._chips: dict[int, tuple[int, int, int]] = {}
         version = _toolkit()
         have = cuda.cudadrv.driver.get_version()
         if version is not None and have[0] < version[0]:
@@ -61,9 +66,7 @@ class Driver:
 
     def device_at(self, address: int) -> int:
         """Return the number of the device that an address belongs to."""
-        from cuda.bindings import driver as bindings
-
-        kind = bindings.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+        kind = self._bindings.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
         return int(
             self._cuda.cudadrv.driver.driver.cuPointerGetAttribute(kind, address)
         )
@@ -75,20 +78,28 @@ class Driver:
     @contextlib.contextmanager
     def on(self, device: int) -> Iterator[None]:
         """Work with a device."""
+        # Entering takes 20 µs, looking whether somebody has done so 1.
+        _, current = self._bindings.cuCtxGetCurrent()
+        if device in self._contexts and int(current) == self._contexts[device]:
+            yield
+            return
         with self._cuda.gpus[device]:
+            self._contexts[device] = int(self._bindings.cuCtxGetCurrent()[1])
             yield
 
-    def chip(self) -> tuple[int, int, int]:
-        """Count the current device's multiprocessors; shared bytes of each, of a block.
+    def chip(self, number: int) -> tuple[int, int, int]:
+        """Count a device's multiprocessors; shared bytes of each, of a block.
 
         What `limits.Chip` has.
         """
-        device = self._cuda.get_current_device()
-        return (
-            int(device.MULTIPROCESSOR_COUNT),
-            int(device.MAX_SHARED_MEMORY_PER_MULTIPROCESSOR),
-            int(device.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN),
-        )
+        if number not in self._chips:
+            device = self._cuda.gpus[number]
+            self._chips[number] = (
+                int(device.MULTIPROCESSOR_COUNT),
+                int(device.MAX_SHARED_MEMORY_PER_MULTIPROCESSOR),
+                int(device.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN),
+            )
+        return self._chips[number]
 
     def memory(self, size: int) -> Any:
         """Allocate bytes: something with ``__cuda_array_interface__``.
@@ -98,21 +109,26 @@ class Driver:
         MemoryError
             If the device has none left.
         """
+        return self._allocated(size, np.uint8, 0)
+
+    def _allocated(self, shape: Any, dtype: Any, stream: Any) -> Any:
         try:
-            return self._cuda.device_array(size, np.uint8)
+            return self._cuda.device_array(shape, dtype, stream=stream)
         except self._cuda.cudadrv.driver.CudaAPIError as error:
             if "OUT_OF_MEMORY" not in str(error):
                 raise
+            size = np.prod(shape) * np.dtype(dtype).itemsize
             free, total = self._cuda.current_context().get_memory_info()
             raise MemoryError(
                 f"The call needs {size:,} bytes more on the CUDA device, which has "
                 f"{free:,} of {total:,} left. Take fewer rows or steps at once."
             ) from error
 
-    def array(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        """Allocate an array of Numba's for the caller."""
-        size = int(np.prod(shape)) * dtype.itemsize
-        return self.memory(max(1, size))[:size].view(dtype).reshape(shape)
+    def array(self, shape: tuple[int, ...], dtype: np.dtype, stream: int) -> Any:
+        """Allocate an array of Numba's for the caller, who works on a stream."""
+        if 0 in shape:
+            return self.memory(1)[:0].view(dtype).reshape(shape)
+        return self._allocated(shape, dtype, self._stream(stream))
 
     def to_device(self, target: Any, source: np.ndarray, stream: int) -> None:
         """Copy bytes of the host to what `memory` returned."""
@@ -125,6 +141,8 @@ class Driver:
 
     def to_host(self, source: Any, stream: int) -> np.ndarray:
         """Copy an array of any library to the host, and wait for it."""
+        if isinstance(source, np.ndarray):
+            source = _Interface(source)
         array = self._cuda.as_cuda_array(source, sync=False)
         found = array.copy_to_host(stream=self._stream(stream))
         if stream:
@@ -133,16 +151,46 @@ class Driver:
 
     def run(self, launches: Iterable[Any], stream: int) -> None:
         """Launch kernels one after the other; does not wait for them."""
+        device = self.current_device()
         for launch in launches:
             arguments = [
                 argument.ctypes.data if isinstance(argument, np.ndarray) else argument
                 for argument in launch.arguments
             ]
-            blocks = (*launch.blocks, 1, 1)[:3]
-            kernel = self._compiled(launch)
-            where = self._launch_stream(stream)
-            threads = (launch.threads, 1, 1)
-            kernel.launch(arguments, blocks, threads, where, launch.shared_bytes)
+            values = np.array([int(a) % 2**64 for a in arguments], np.uint64)
+            places = _places(values)
+            ready = self._ready(launch, device)
+            self._start(ready, launch, places.ctypes.data, stream)
+
+    def carry_out(
+        self, plan: Any, addresses: list[int], device: int, stream: int
+    ) -> None:
+        """Launch what is planned with arrays at addresses; does not wait for it."""
+        prepared = plan.prepared.get(device)
+        if prepared is None:
+            ready = [self._ready(launch, device) for launch in plan.tasks]
+            prepared = plan.prepared[device] = _Prepared(plan, ready)
+        with prepared.lock:  # the driver copies arguments when it starts a kernel
+            prepared.put(addresses)
+            for ready, launch, place in prepared.launches:
+                self._start(ready, launch, place, stream)
+
+    def _start(
+        self, ready: tuple[Any, bool], launch: Any, arguments: int, stream: int
+    ) -> None:
+        """Start a kernel; `arguments` is the address of the addresses of each."""
+        handle, cooperative = ready
+        start = self._bindings.cuLaunchKernel
+        sizes = *(*launch.blocks, 1, 1)[:3], launch.threads, 1, 1, launch.shared_bytes
+        if cooperative:
+            start = self._bindings.cuLaunchCooperativeKernel
+            (error,) = start(handle, *sizes, stream, arguments)
+        else:
+            (error,) = start(handle, *sizes, stream, arguments, 0)
+        if error != self._bindings.CUresult.CUDA_SUCCESS:
+            raise self._cuda.cudadrv.driver.CudaAPIError(
+                error, f"Starting a kernel results in {error.name}"
+            )
 
     def multiply(self, tasks: Iterable[Any], stream: int) -> None:
         """Let CuPy make products on the current device; does not wait for them."""
@@ -170,31 +218,67 @@ class Driver:
                 f"{what} a CUDA device of compute capability {least} or newer; this "
                 f"one has {capability[0]}.{capability[1]}. {instead}"
             )
-        key = launch.kernel, launch.signature, launch.threads, capability
+        what = launch.kernel, launch.signature, launch.threads
+        key = what, capability
         if key not in self._kernels:
-            what = launch.kernel, launch.signature, launch.threads
-            kernel = _with_toolkit(lambda: kernel_for(*what, capability, _toolkit()))
-            if launch.shared_bytes > _SHARED_BYTES:
-                self._let_have(kernel, launch.shared_bytes)
-            self._kernels[key] = kernel
+            self._kernels[key] = _with_toolkit(
+                lambda: kernel_for(*what, capability, _toolkit())
+            )
         return self._kernels[key]
 
-    def _let_have(self, kernel: Any, size: int) -> None:
-        """Let blocks of a kernel have more shared memory than they may unasked."""
-        from cuda.bindings import driver as bindings
+    def _ready(self, launch: Any, device: int) -> tuple[Any, bool]:
+        """Load a kernel on the current device: what `_start` takes.
 
-        what = bindings.CUfunction_attribute
-        what = what.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        found = kernel._codelibrary.get_cufunc()
+        And whether all its blocks must be there at once.
+        """
+        key = *launch[:2], launch.threads, launch.shared_bytes, device
+        if key not in self._loaded:
+            kernel = self._compiled(launch)
+            handle = int(kernel._codelibrary.get_cufunc().handle)
+            if launch.shared_bytes > 0:
+                self._let_have(handle, launch.shared_bytes, device)
+            function = self._bindings.CUfunction(handle)
+            self._loaded[key] = function, kernel.cooperative
+        return self._loaded[key]
+
+    def _let_have(self, handle: int, size: int, device: int) -> None:
+        """Let blocks of a kernel have more shared memory than they may unasked."""
+        what = self._bindings.CUfunction_attribute
         self._cuda.cudadrv.driver.driver.cuKernelSetAttribute(
-            what, size, found.handle, found.device.id
+            what.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+            size,
+            self._bindings.CUkernel(handle),
+            device,
         )
 
     def _stream(self, stream: int) -> Any:
         return self._cuda.external_stream(stream) if stream else 0
 
-    def _launch_stream(self, stream: int) -> Any:
-        return self._cuda.cudadrv.driver._to_core_stream(self._stream(stream))
+
+class _Prepared:
+    """What carries out a plan: kernels, and room for their arguments."""
+
+    def __init__(self, plan: Any, ready: list[Any]) -> None:
+        found = [plan.place(a) for launch in plan.tasks for a in launch.arguments]
+        self._arrays = np.array([number for number, _ in found], np.intp)
+        self._rest = np.array([rest % 2**64 for _, rest in found], np.uint64)
+        self._values = np.zeros(len(found), np.uint64)
+        self._places = _places(self._values)
+        counts = [len(launch.arguments) for launch in plan.tasks]
+        firsts = self._places.ctypes.data + 8 * (np.cumsum(counts) - counts)
+        self.launches = list(zip(ready, plan.tasks, firsts.tolist(), strict=True))
+        self.lock = threading.Lock()
+
+    def put(self, addresses: list[int]) -> None:
+        """Take the addresses of a call's arrays."""
+        table = np.array([*addresses, 0], np.uint64)  # the last is number -1
+        np.take(table, self._arrays, out=self._values, mode="wrap")
+        self._values += self._rest
+
+
+def _places(values: np.ndarray) -> np.ndarray:
+    """Return the address of each of some numbers."""
+    return values.ctypes.data + 8 * np.arange(len(values), dtype=np.uint64)
 
 
 def _cupy() -> Any:

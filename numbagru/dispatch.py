@@ -260,7 +260,13 @@ def family_of(call: Any) -> Row:
     if call.place is HOST:
         return family(call.config)
     sizes, drops = call.x.shape[:2], call.h_drop.size > 0
-    return select(problem(call.config, True, sizes, drops, call.place.chip()))
+    return device_family(call.config, sizes, drops, call.place.chip())
+
+
+@lru_cache
+def device_family(config: Any, sizes: tuple[int, int], drops: bool, chip: Any) -> Row:
+    """Return the row for arrays on a device; remembered as that of the CPU."""
+    return select(problem(config, True, sizes, drops, chip))
 
 
 def explain(given: Problem) -> str:

@@ -9,6 +9,7 @@ stream that its library works on, and results are of the same library.
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from collections import deque
 from typing import Any
@@ -18,10 +19,12 @@ import numpy as np
 from numbagru._driver_cuda import driver
 from numbagru.kernels.cuda.launch import Products
 from numbagru.kernels.cuda.limits import Chip
+from numbagru.kernels.cuda.plans import Plan, check_sizes, seen
 from numbagru.operands import HOST, Operands, on_device
 
-# What is kept of work memory that no call uses; a training step asks for ten blocks.
+# What is kept of work memory that no call uses.
 _MOST_BYTES, _MOST_BLOCKS = 2**30, 32
+_LEAST_ZEROS = 2**16  # bytes
 
 
 def place_of(x: Any) -> Device:
@@ -45,16 +48,16 @@ class _Host:
     """Arrays of NumPy, which go to the device and come back."""
 
     stream = 0
-    empty = None
 
 
 class _Numba:
     """Arrays of Numba's, for those of any library that is not known here."""
 
-    empty = None
-
     def __init__(self, x: Any) -> None:
         self.stream = x.__cuda_array_interface__.get("stream") or 0
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        return driver().array(shape, dtype, self.stream)
 
 
 class _CuPy:
@@ -82,7 +85,8 @@ class _Torch:
         return self._module.cuda.current_stream(self._device).cuda_stream
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        kind = getattr(self._module, dtype.name)
+        double = dtype.itemsize == 8
+        kind = self._module.float64 if double else self._module.float32
         return self._module.empty(shape, dtype=kind, device=self._device)
 
 
@@ -141,12 +145,18 @@ class Device(Operands):
     rows = contiguous
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """Make a state of zeros."""
+        """Give a state of zeros, which nobody may write to: there is one for all."""
         from numbagru.kernels.cuda import elementwise
 
-        array = self.work(shape, dtype)
-        self.run(elementwise.fill(array))
-        return array
+        key, size = self.key, math.prod(shape) * dtype.itemsize
+        found = _zeros.get(key)
+        if found is None or found.nbytes < size:
+            found = self.work((max(size, _LEAST_ZEROS) // 4,), np.float32)
+            self.run(elementwise.fill(found))
+            if len(_zeros) >= _MOST_BLOCKS:
+                _zeros.clear()
+            _zeros[key] = found
+        return seen(found, shape, dtype, found.ctypes.data)
 
     def gradients(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """Make an array as `empty`."""
@@ -154,20 +164,26 @@ class Device(Operands):
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """Make an array that the caller gets, by the caller's library."""
+        if self._library.__class__ is _Host:  # who gets a copy
+            return self.work(shape, dtype)
         with self._driver.on(self.number):
-            make = self._library.empty or self._driver.array
-            result = make(shape, dtype)
-        array = self.view(result, "result")
+            result = self._library.empty(shape, dtype)
+        if 0 in shape:
+            array = np.empty(shape, dtype)
+        else:
+            address = result.__cuda_array_interface__["data"][0]
+            array = seen(result, shape, dtype, address)
         self._results[array.ctypes.data] = result
         return array
 
     def work(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """Make an array that nobody else sees; its memory may be used again."""
         dtype = np.dtype(dtype)
-        size = int(np.prod(shape)) * dtype.itemsize
+        size = math.prod(shape) * dtype.itemsize
         if size == 0:
             return np.empty(shape, dtype)
-        return _seen(_Loan(self, size), shape, dtype)
+        loan = _Loan(self, self.key, size)
+        return seen(loan, shape, dtype, loan.address)
 
     def scaled(self, x: np.ndarray, factor: np.ndarray) -> np.ndarray:
         """Multiply x, and leave it as it is."""
@@ -213,12 +229,14 @@ class Device(Operands):
 
     def given(self, array: np.ndarray) -> Any:
         """Return the caller's own array for one of `empty`, or a view of it."""
+        if self._library.__class__ is _Host:
+            if array.size == 0:
+                return array
+            with self._driver.on(self.number):
+                return self._driver.to_host(array, 0)
         result = self._results.pop(array.ctypes.data)
-        if self._library.__class__ is not _Host:
-            same = tuple(result.shape) == array.shape
-            return result if same else result.reshape(array.shape)
-        with self._driver.on(self.number):
-            return self._driver.to_host(result, 0).reshape(array.shape)
+        same = tuple(result.shape) == array.shape
+        return result if same else result.reshape(array.shape)
 
     def fetched(self, array: Any) -> np.ndarray:
         """Copy an array of the caller's to the host."""
@@ -227,33 +245,40 @@ class Device(Operands):
 
     def run(self, tasks: Any) -> None:
         """Carry out one after the other, without waiting for them."""
+        tasks = list(tasks)
         for task in tasks:
-            for size in task.arguments:
-                if isinstance(size, int) and size >= 2**31:
-                    raise ValueError(
-                        "The call is too large for kernels whose sizes have 32 bits: "
-                        f"one would be {size:,}. Take fewer rows or steps at once."
-                    )
+            check_sizes(task)
         with self._driver.on(self.number):
             for kind, same in itertools.groupby(tasks, type):
                 by = self._driver.multiply if kind is Products else self._driver.run
                 by(same, self._library.stream)
 
+    def carry_out(self, plan: Plan, arrays: list[np.ndarray]) -> None:
+        """Do what a pass does to arrays, without waiting for it."""
+        loan = _Loan(self, self.key, plan.work_bytes)
+        addresses = [array.ctypes.data if array.size else 0 for array in arrays]
+        addresses += [loan.address + place for place in plan.work]
+        if plan.multiplies:
+            self.run(plan.bound(addresses))
+            return
+        with self._driver.on(self.number):
+            stream = self._library.stream
+            self._driver.carry_out(plan, addresses, self.number, stream)
+
     def chip(self) -> Chip:
         """Say what the device has for blocks that wait for each other."""
-        with self._driver.on(self.number):
-            return Chip(*self._driver.chip())
+        return Chip(*self._driver.chip(self.number))
 
     def sent(self, array: np.ndarray) -> np.ndarray:
         """Bring an array of the host to the device."""
         if array.size == 0:
             return array
-        loan = _Loan(self, array.nbytes)
+        loan = _Loan(self, self.key, array.nbytes)
         with self._driver.on(self.number):
             self._driver.to_device(
                 loan.block, np.ascontiguousarray(array), self._library.stream
             )
-        return _seen(loan, array.shape, array.dtype)
+        return seen(loan, array.shape, array.dtype, loan.address)
 
     def view(self, value: Any, name: str) -> np.ndarray:
         """See an array of the caller's, which must be here and without gaps."""
@@ -270,7 +295,7 @@ class Device(Operands):
                 f"`{name}` must be on the device of `sequences`, number {self.number}. "
                 f"Received: an array on device {owner}. Copy it there first."
             )
-        array = _seen(value, shape, dtype, address, strides)
+        array = seen(value, shape, dtype, address, strides)
         if not array.flags.c_contiguous:
             raise ValueError(
                 f"`{name}` must be contiguous: arrays on a device are not copied. "
@@ -280,64 +305,39 @@ class Device(Operands):
         return array
 
 
-class _Address:
-    """What NumPy needs to know, and what keeps the memory alive."""
-
-    def __init__(
-        self, owner: Any, shape: Any, dtype: np.dtype, address: int, strides: Any
-    ) -> None:
-        self.owner = owner
-        self.__array_interface__ = {
-            "shape": tuple(shape),
-            "typestr": dtype.str,
-            "data": (address, False),
-            "strides": strides,
-            "version": 3,
-        }
-
-
-def _seen(
-    owner: Any,
-    shape: Any,
-    dtype: np.dtype,
-    address: int | None = None,
-    strides: Any = None,
-) -> np.ndarray:
-    """See memory of the device as an array, which keeps its owner alive."""
-    if address is None:
-        address = owner.block.__cuda_array_interface__["data"][0]
-    return np.asarray(_Address(owner, shape, dtype, address, strides))
-
-
 class _Loan:
     """Memory of the device to work with; goes back when nothing sees it any more.
 
     To those who work on the same stream: what they launch waits for what was launched.
     """
 
-    def __init__(self, device: Device, size: int) -> None:
-        self._key = device.key
-        self.block = None
+    def __init__(self, device: Device, key: tuple[Any, ...], size: int) -> None:
+        self._key = key
+        self.address, self.block = 0, None
+        if size == 0:
+            return
         for _ in range(len(_spare)):
             try:
-                key, block = _spare.popleft()
+                key, block, bytes_ = _spare.popleft()
             except IndexError:  # another thread was first
                 break
-            if key == self._key and size <= block.size <= 2 * size:
-                self.block = block
+            if key == self._key and size <= bytes_ <= 2 * size:
+                self.block, self._bytes = block, bytes_
                 break
-            _spare.append((key, block))
+            _spare.append((key, block, bytes_))
         if self.block is None:
             with device._driver.on(device.number):
-                self.block = device._driver.memory(size)
+                self.block, self._bytes = device._driver.memory(size), size
+        self.address = self.block.__cuda_array_interface__["data"][0]
 
     def __del__(self) -> None:
         if self.block is not None:
-            _spare.append((self._key, self.block))
+            _spare.append((self._key, self.block, self._bytes))
             with _trimming:
-                while sum(block.size for _, block in tuple(_spare)) > _MOST_BYTES:
+                while sum([bytes_ for _, _, bytes_ in tuple(_spare)]) > _MOST_BYTES:
                     _spare.popleft()
 
 
 _spare: deque[Any] = deque(maxlen=_MOST_BLOCKS)
+_zeros: dict[tuple[Any, ...], np.ndarray] = {}
 _trimming = threading.RLock()

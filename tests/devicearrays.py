@@ -76,7 +76,7 @@ class EmulatedDriver:
         """Work with a device."""
         yield
 
-    def chip(self):
+    def chip(self, number):
         """Count the multiprocessors; shared bytes of each, of a block."""
         return 3, 64 * 1024, 48 * 1024
 
@@ -86,7 +86,7 @@ class EmulatedDriver:
             raise MemoryError(f"The call needs {size:,} bytes more on the CUDA device")
         return self.put(np.full(size, 0xFF, np.uint8))  # NaN
 
-    def array(self, shape, dtype):
+    def array(self, shape, dtype, stream):
         """Allocate an array."""
         return DeviceArray(
             self.memory(int(np.prod(shape)) * dtype.itemsize)
@@ -100,7 +100,7 @@ class EmulatedDriver:
 
     def to_host(self, source, stream):
         """Copy an array back."""
-        return source.numbers.copy()
+        return np.array(getattr(source, "numbers", source))
 
     def run(self, launches, stream):
         """Run kernels in the emulator, on memory of the device only."""
@@ -111,6 +111,10 @@ class EmulatedDriver:
             )
             grid.run(launch.kernel, *map(as_pointer, launch.arguments))
             self.launched.append(launch.kernel)  # not what it was given
+
+    def carry_out(self, plan, addresses, device, stream):
+        """Run what is planned."""
+        self.run(plan.bound(addresses), stream)
 
     def multiply(self, tasks, stream):
         """Let NumPy multiply in place of CuPy."""

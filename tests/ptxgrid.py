@@ -15,7 +15,7 @@ from numbagru._jit_cuda import compiled
 from pretended import device
 from ptxcode import Program
 
-_NUMBERS = {"u64": np.uint64, "u32": np.uint32, "u8": np.uint8}
+NUMBERS = {"u64": np.uint64, "u32": np.uint32, "u8": np.uint8}
 _WARP = 32
 
 
@@ -42,12 +42,12 @@ def _packed(arguments, parameters):
     """Lay out arguments as a launch does."""
     assert len(arguments) == len(parameters)
     (kind, place) = parameters[-1]
-    packed = _poisoned(place + _NUMBERS[kind]().itemsize)
+    packed = _poisoned(place + NUMBERS[kind]().itemsize)
     for argument, (kind, place) in zip(arguments, parameters, strict=True):
         is_array = isinstance(argument, np.ndarray)
         assert is_array == (kind == "u64")
         value = np.array(argument.ctypes.data if is_array else argument)
-        bytes_ = value.astype(_NUMBERS[kind]).reshape(1).view(np.uint8)
+        bytes_ = value.astype(NUMBERS[kind]).reshape(1).view(np.uint8)
         packed[place : place + bytes_.size] = bytes_
     return packed
 
@@ -138,7 +138,11 @@ def carry_out(launch, code, seed):
     """Do the same with code that is there."""
     packed = _packed(launch.arguments, code.parameters)
     arrays = [one for one in launch.arguments if isinstance(one, np.ndarray)]
-    spans = [_span(array) for array in arrays]
+    run_threads(launch, code, packed, [_span(array) for array in arrays], seed)
+
+
+def run_threads(launch, code, packed, spans, seed):
+    """Do it with the bytes of the arguments, and the memory that may be reached."""
     x, y, z = (*launch.blocks, 1, 1)[:3]
     blocks = [
         _Block(launch, code, (i, j, k), packed, spans)

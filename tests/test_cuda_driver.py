@@ -22,7 +22,7 @@ class OutOfMemory(Exception):
 def cuda_of(version=(13, 0), capability=(9, 0), memory=1 << 30):
     """Make what Driver takes of numba-cuda."""
 
-    def device_array(size, dtype):
+    def device_array(size, dtype, stream):
         if size > memory:
             raise OutOfMemory("CUDA_ERROR_OUT_OF_MEMORY")
         return np.empty(size, dtype)

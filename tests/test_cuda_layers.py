@@ -31,6 +31,8 @@ B, T, F, U = 4, 3, 2, 5
 def device(monkeypatch):
     emulated = EmulatedDriver()
     monkeypatch.setattr(operands_cuda, "driver", lambda: emulated)
+    for remembered in (passes._plan, dispatch.device_family):  # tests change limits
+        remembered.cache_clear()
     return emulated
 
 
@@ -199,7 +201,7 @@ WIDE = [
 def test_wide_layers_with_many_rows(name, device, monkeypatch):
     monkeypatch.setitem(limits.MOST_RESIDENT, 32, U - 1)
     monkeypatch.setattr(dispatch, "TILED_FROM_ROWS", B)
-    monkeypatch.setattr(device, "chip", lambda: (1, 0, 0))  # no room at once
+    monkeypatch.setattr(device, "chip", lambda number: (1, 0, 0))  # no room at once
     ours, theirs, x, call = twins(name)
     assert theirs.explain(x).startswith("cuda_tiled")
     (y, pull), (y_there, pull_there) = (
@@ -251,13 +253,12 @@ def test_work_memory_is_used_again(device):
     layer(x)
     before = len(device.allocations)
     layer(x)
-    results = 1
-    assert len(device.allocations) == before + results
+    assert len(device.allocations) == before
 
 
 def test_wide_layers_explain_themselves(device):
     assert GRU(200).explain(device.put(data())).startswith("cuda_cached")
-    device.chip = lambda: (132, 228 * 1024, 227 * 1024)
+    device.chip = lambda number: (132, 228 * 1024, 227 * 1024)
     assert GRU(200).explain(device.put(data())).startswith("cuda_grid")
 
 
