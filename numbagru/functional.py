@@ -172,8 +172,11 @@ def gru(
     MemoryError
         If the device has too little memory.
     """
-    if mask is None and input_dropout is None and recurrent_dropout is None:
+    plain = mask is None and input_dropout is None and recurrent_dropout is None
+    if plain:
         result = weights.call(config)(x, initial_state)
+        if result is None and type(x) is not np.ndarray:
+            result = weights.again(config, x, initial_state)
         if result is not None:
             return result
     call, _ = _call(
@@ -181,8 +184,14 @@ def gru(
     )
     family = dispatch.family_of(call)
     out = _outputs(call)
+    records = plain and on_device(x)
+    if records:
+        call.place.records = True
     family.forward(call, out, threads_of(config))
-    return _public(call, out)
+    given = _public(call, out)
+    if records:
+        weights.record(call, out, x, initial_state, given)
+    return given
 
 
 def gru_vjp(

@@ -20,6 +20,7 @@ from numbagru._driver_cuda import driver
 from numbagru.kernels.cuda.launch import Products
 from numbagru.kernels.cuda.limits import Chip
 from numbagru.kernels.cuda.plans import Plan, check_sizes, seen
+from numbagru.libraries_cuda import Host, kind_of
 from numbagru.operands import HOST, Operands, on_device
 
 # What is kept of work memory that no call uses.
@@ -37,62 +38,11 @@ def place_of(x: Any) -> Device:
     """
     found = driver()
     if not on_device(x):
-        return Device(found, found.current_device(), _Host())
+        return Device(found, found.current_device(), Host())
     interface = x.__cuda_array_interface__
     address = interface["data"][0]
     number = found.device_at(address) if address else found.current_device()
-    return Device(found, number, _library_of(x))
-
-
-class _Host:
-    """Arrays of NumPy, which go to the device and come back."""
-
-    stream = 0
-
-
-class _Numba:
-    """Arrays of Numba's, for those of any library that is not known here."""
-
-    def __init__(self, x: Any) -> None:
-        self.stream = x.__cuda_array_interface__.get("stream") or 0
-
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        return driver().array(shape, dtype, self.stream)
-
-
-class _CuPy:
-    def __init__(self, x: Any) -> None:
-        import cupy
-
-        self._module = cupy
-
-    @property
-    def stream(self) -> int:
-        return self._module.cuda.get_current_stream().ptr
-
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        return self._module.empty(shape, dtype)
-
-
-class _Torch:
-    def __init__(self, x: Any) -> None:
-        import torch
-
-        self._module, self._device = torch, x.device
-
-    @property
-    def stream(self) -> int:
-        return self._module.cuda.current_stream(self._device).cuda_stream
-
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        double = dtype.itemsize == 8
-        kind = self._module.float64 if double else self._module.float32
-        return self._module.empty(shape, dtype=kind, device=self._device)
-
-
-def _library_of(x: Any) -> Any:
-    known = {"cupy": _CuPy, "torch": _Torch}
-    return known.get(type(x).__module__.partition(".")[0], _Numba)(x)
+    return Device(found, number, kind_of(x)(x))
 
 
 class Device(Operands):
@@ -102,6 +52,8 @@ class Device(Operands):
         self.number = number
         self._driver, self._library = found, library
         self._results: dict[int, Any] = {}
+        self.records = False
+        self.carried: Any = None  # the last plan and its arrays, if it records
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -164,17 +116,21 @@ class Device(Operands):
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """Make an array that the caller gets, by the caller's library."""
-        if self._library.__class__ is _Host:  # who gets a copy
+        if self._library.__class__ is Host:  # who gets a copy
             return self.work(shape, dtype)
-        with self._driver.on(self.number):
-            result = self._library.empty(shape, dtype)
+        result, address = self.made(shape, dtype)
         if 0 in shape:
             array = np.empty(shape, dtype)
         else:
-            address = result.__cuda_array_interface__["data"][0]
             array = seen(result, shape, dtype, address)
         self._results[array.ctypes.data] = result
         return array
+
+    def made(self, shape: tuple[int, ...], dtype: np.dtype) -> tuple[Any, int]:
+        """Make an array of the caller's library; gives its address too."""
+        with self._driver.on(self.number):
+            result = self._library.empty(shape, dtype)
+        return result, result.__cuda_array_interface__["data"][0]
 
     def work(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """Make an array that nobody else sees; its memory may be used again."""
@@ -229,7 +185,7 @@ class Device(Operands):
 
     def given(self, array: np.ndarray) -> Any:
         """Return the caller's own array for one of `empty`, or a view of it."""
-        if self._library.__class__ is _Host:
+        if self._library.__class__ is Host:
             if array.size == 0:
                 return array
             with self._driver.on(self.number):
@@ -255,15 +211,21 @@ class Device(Operands):
 
     def carry_out(self, plan: Plan, arrays: list[np.ndarray]) -> None:
         """Do what a pass does to arrays, without waiting for it."""
-        loan = _Loan(self, self.key, plan.work_bytes)
         addresses = [array.ctypes.data if array.size else 0 for array in arrays]
-        addresses += [loan.address + place for place in plan.work]
+        if self.records:
+            self.carried = plan, arrays
+        self.start(plan, addresses)
+
+    def start(self, plan: Plan, addresses: list[int]) -> None:
+        """Do it to arrays at addresses, which others keep alive."""
+        key = self.key
+        loan = _Loan(self, key, plan.work_bytes)
+        addresses = addresses + [loan.address + place for place in plan.work]
         if plan.multiplies:
             self.run(plan.bound(addresses))
             return
         with self._driver.on(self.number):
-            stream = self._library.stream
-            self._driver.carry_out(plan, addresses, self.number, stream)
+            self._driver.carry_out(plan, addresses, self.number, key[-1])
 
     def chip(self) -> Chip:
         """Say what the device has for blocks that wait for each other."""
@@ -331,7 +293,7 @@ class _Loan:
         self.address = self.block.__cuda_array_interface__["data"][0]
 
     def __del__(self) -> None:
-        if self.block is not None:
+        if self.block is not None and _spare is not None:  # as when Python ends
             _spare.append((self._key, self.block, self._bytes))
             with _trimming:
                 while sum([bytes_ for _, _, bytes_ in tuple(_spare)]) > _MOST_BYTES:

@@ -55,11 +55,14 @@ class Weights:
         self._packed: np.ndarray | None = None
         self._packed_both: np.ndarray | None = None
         self._devices: dict[Any, OnDevice] = {}
+        self._recordings: Any = None  # of calls on a device
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made again on demand."""
         kept = ("kernel", "recurrent_kernel", "bias", "reset_after")
-        made_again = dict.fromkeys(("_prepared", "_fits", "_packed", "_packed_both"))
+        made_again = dict.fromkeys(
+            ("_prepared", "_fits", "_packed", "_packed_both", "_recordings")
+        )
         arrays = {name: self.__dict__[name] for name in kept}
         return {**arrays, **made_again, "_devices": {}}
 
@@ -128,6 +131,19 @@ class Weights:
             call = _general if inference is None else inference.call
             prepared = self._prepared = (config, call)
         return prepared[1]
+
+    def again(self, config: Any, x: Any, h0: Any) -> Any:
+        """Call as before with arrays of a device; None if there was no such call."""
+        recordings = self._recordings
+        return None if recordings is None else recordings.call(config, x, h0)
+
+    def record(self, *of_call: Any) -> None:
+        """Remember a call on a device: see `recorded_cuda.Recordings.add`."""
+        from numbagru.recorded_cuda import Recordings
+
+        if self._recordings is None:
+            self._recordings = Recordings()
+        self._recordings.add(*of_call)
 
     def check(self, config: Any) -> None:
         """Refuse the config of another layer: kernels trust shapes and types."""

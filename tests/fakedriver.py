@@ -101,6 +101,7 @@ class Driver:
         self._here = threading.local()
         self._count, self._order = itertools.count(1), random.Random(0)
         self._memory, self._kernels = {}, {}
+        self._freed, self._running = [], False
         self._streams = {0: _Work(True)}
         self._lock = threading.RLock()
         self._kept = []
@@ -213,11 +214,15 @@ class Driver:
 
     @_function("q")
     def cuMemFree(self, address):
+        self._freed.append(address)
+        if self._running:  # Python collects garbage while a kernel runs
+            return
         for work in self._streams.values():
             self._wait(work)
-        size, _, room = self._memory.pop(address)
-        self.left += size
-        room[:] = 0xFF
+        while self._freed:
+            size, _, room = self._memory.pop(self._freed.pop())
+            self.left += size
+            room[:] = 0xFF
 
     @_function("pp")
     def cuMemGetInfo(self, free, total):
@@ -293,7 +298,11 @@ class Driver:
             if blocking and other is not work and null in (work, other):
                 while other.queue and other.queue[0][0] < number:
                     self._do_first(other)
-        do()
+        self._running = True
+        try:
+            do()
+        finally:
+            self._running = False
 
     @_function("pu")
     def cuStreamCreate(self, stream, flags):

@@ -4,8 +4,13 @@ Nothing between the package and the driver is replaced: memory, copies, streams,
 contexts and launches are those of numba-cuda and cuda.bindings.
 """
 
+import collections
+import contextlib
 import ctypes
 import functools
+import sys
+import types
+import weakref
 
 import fakedriver
 
@@ -13,11 +18,13 @@ LIBRARY = fakedriver.install()  # numba-cuda looks for it when it is imported
 
 import numpy as np
 import pytest
+from cuda.bindings import driver
 from numba import cuda
 from numba.cuda import codegen
 
 import ptxgrid
-from numbagru import GRU
+from numbagru import GRU, functional, operands_cuda
+from numbagru.kernels.cuda import limits
 from numbagru.kernels.cuda.launch import Launch
 from ptxcode import Program
 
@@ -139,8 +146,6 @@ def on_stream(stream):
 @pytest.fixture(params=[0, fakedriver.NON_BLOCKING])
 def streams(request, libcuda):
     """Make two streams that wait for the null stream, or do not."""
-    from cuda.bindings import driver
-
     cuda.current_context()
     made = [driver.cuStreamCreate(request.param)[1] for _ in range(2)]
     return [cuda.external_stream(int(one)) for one in made]
@@ -223,3 +228,171 @@ def test_results_of_size_0(libcuda):
     assert layer(cuda.to_device(np.empty((0, T, F), "float32"))).shape == (0, T, U)
     found = layer(cuda.to_device(np.empty((B, 0, F), "float32")))
     assert found.shape == (B, 0, U)
+
+
+Device = collections.namedtuple("Device", "id")
+
+
+class Library(types.ModuleType):
+    """As much of PyTorch, or of CuPy, as the package takes of it."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        library, self.pointer = self, 0
+
+        class Array:
+            requires_grad, is_sparse, is_cuda = False, False, True
+
+            def __init__(self, block):
+                self.block, self.shape, self.dtype = block, block.shape, block.dtype
+                self.device = Device(0)
+                library.made.append(self)
+
+            def is_contiguous(self):
+                return self.block.is_c_contiguous()
+
+            def data_ptr(self):
+                return self.block.__cuda_array_interface__["data"][0]
+
+            def reshape(self, shape):
+                return Array(self.block.reshape(shape))
+
+            @property
+            def flags(self):
+                return types.SimpleNamespace(c_contiguous=self.is_contiguous())
+
+            @property
+            def data(self):
+                return types.SimpleNamespace(ptr=self.data_ptr())
+
+            @property
+            def __cuda_array_interface__(self):
+                if self.requires_grad:
+                    raise RuntimeError("requires grad")
+                return self.block.__cuda_array_interface__
+
+        Array.__module__ = name
+        self.Array, self.made = Array, []
+        self.float32, self.float64 = np.dtype("float32"), np.dtype("float64")
+        stream = types.SimpleNamespace
+        self.cuda = types.SimpleNamespace(
+            current_stream=lambda device: stream(cuda_stream=self.pointer),
+            get_current_stream=lambda: stream(ptr=self.pointer),
+        )
+
+    def empty(self, shape, dtype, device=None):
+        """Make an array whose numbers are anything."""
+        return self.Array(cuda.device_array(shape, dtype))
+
+    def put(self, array):
+        """Copy an array to the device."""
+        return self.Array(cuda.to_device(array))
+
+    def get(self, array):
+        """Copy one back, once its stream has made it."""
+        if self.pointer:
+            cuda.external_stream(self.pointer).synchronize()
+        return array.block.copy_to_host()
+
+
+@pytest.fixture(params=["torch", "cupy"])
+def module(request, libcuda, monkeypatch):
+    made = Library(request.param)
+    monkeypatch.setitem(sys.modules, request.param, made)
+    monkeypatch.setattr(limits, "cupy_found", lambda: False)
+    return made
+
+
+def only_recorded(monkeypatch, only=True):
+    """Let general calls fail."""
+
+    def refuse(*arguments):
+        raise AssertionError("a general call")
+
+    with monkeypatch.context() as patch:
+        if only:
+            patch.setattr(functional, "_call", refuse)
+        yield
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    return contextlib.contextmanager(functools.partial(only_recorded, monkeypatch))
+
+
+FORMS = {
+    "sequences": {},
+    "last": {"return_sequences": False},
+    "last and state": {"return_sequences": False, "return_state": True},
+    "both": {"return_state": True, "reset_after": False},
+    "backwards": {"go_backwards": True},
+    "time first": {"time_major": True, "return_state": True},
+}
+
+
+def listed(outputs):
+    return outputs if isinstance(outputs, (list, tuple)) else [outputs]
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_calls_are_recorded(name, module, recorded):
+    pair = twins(**FORMS[name])
+    rows = T if "time_major" in FORMS[name] else B
+    given = {"initial_state": data(9, (rows, U))}
+    for h0 in ({}, given):
+        for i in range(2):
+            with recorded(i > 0):
+                x, state = data(i), {k: v + np.float32(i) for k, v in h0.items()}
+                on = {k: module.put(v) for k, v in state.items()}
+                found = listed(pair[1](module.put(x), **on))
+            for left, right in zip(listed(pair[0](x, **state)), found, strict=True):
+                same(left, module.get(right))
+
+
+def test_what_was_not_recorded(module, recorded, monkeypatch):
+    pair = twins()
+    x, on = data(), module.put(data())
+    pair[1](on)
+    other = module.put(data(1, (B, T + 1, F)))
+    with recorded():
+        pair[1](on)
+        for arguments in ((other,), (on, None, np.ones((B, T), bool))):
+            with pytest.raises(AssertionError, match="a general call"):
+                pair[1](*arguments)
+        stream = driver.cuStreamCreate(fakedriver.NON_BLOCKING)[1]
+        module.pointer = int(stream)
+        with pytest.raises(AssertionError, match="a general call"):
+            pair[1](on)
+    same(pair[0](x), module.get(pair[1](on)))
+    module.pointer = 0
+    with pytest.raises(ValueError, match="`initial_state` must have shape"):
+        pair[1](on, module.put(data(0, (B + 1, U))))
+    if module.__name__ == "torch":
+        on.requires_grad = True
+        with pytest.raises(RuntimeError, match="requires grad"):
+            pair[1](on)
+
+
+def test_records_know_their_weights_and_zeros(module, monkeypatch):
+    monkeypatch.setattr(operands_cuda, "_LEAST_ZEROS", 4)
+    operands_cuda._zeros.clear()
+    pair, on = twins(), module.put(data())
+    pair[1](on)
+    more = data(1, (B + 1, T, F))
+    same(pair[0](more), module.get(pair[1](module.put(more))))  # with new zeros
+    cuda.current_context().deallocations.clear()
+    same(pair[0](data()), module.get(pair[1](on)))
+    for layer in pair:
+        layer.set_weights([2 * w for w in layer.get_weights()])
+    same(pair[0](data()), module.get(pair[1](on)))
+
+
+def test_records_keep_nothing_of_the_caller(module):
+    _, layer = twins(return_state=True)
+    on, state = module.put(data()), module.put(data(0, (B, U)))
+    for _ in range(2):
+        layer(on, state)
+    del on, state
+    gone = [weakref.ref(one) for one in module.made]
+    module.made.clear()
+    assert [one() for one in gone] == [None] * len(gone)
