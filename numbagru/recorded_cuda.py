@@ -14,6 +14,7 @@ from numbagru.kernels.call import Call, Outputs
 from numbagru.libraries_cuda import kind_of
 
 _MOST = 64  # of a layer: each number of steps has its own
+_MOST_TASKS = 100  # of a call: with more, starting them takes the time
 
 
 class _Recording:
@@ -77,7 +78,8 @@ class Recordings:
         """Record a call that was made with x and h0; `given` is what it returns."""
         key, addresses = _looked_at(call.config, x, h0)
         plan, _ = call.place.carried
-        if key is not None and call.x.size > 0 and not plan.multiplies:
+        worth = len(plan.tasks) <= _MOST_TASKS and not plan.multiplies
+        if key is not None and call.x.size > 0 and worth:
             if len(self._known) >= _MOST:
                 self._known.clear()
             self._known[key] = _Recording(call, out, *addresses, given)

@@ -31,8 +31,8 @@ B, T, F, U = 4, 3, 2, 5
 def device(monkeypatch):
     emulated = EmulatedDriver()
     monkeypatch.setattr(operands_cuda, "driver", lambda: emulated)
-    for remembered in (passes._plan, dispatch.device_family):  # tests change limits
-        remembered.cache_clear()
+    passes._plans.clear()  # tests change limits
+    dispatch.device_family.cache_clear()
     return emulated
 
 

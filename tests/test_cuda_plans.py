@@ -4,6 +4,7 @@ import pytest
 pytest.importorskip("numba_cuda", reason="kernels are written with numba-cuda")
 
 from numbagru import GRU
+from numbagru.kernels.call import Call, Outputs
 from numbagru.kernels.cuda import passes
 from numbagru.kernels.cuda.launch import Launch
 from numbagru.kernels.cuda.limits import Chip
@@ -73,19 +74,32 @@ def place_of(log):
     return Place()
 
 
-@pytest.mark.parametrize(("steps", "remembered"), [(1000, True), (1001, False)])
-def test_long_plans_are_not_remembered(steps, remembered):
-    from numbagru.kernels.call import Call, Outputs
-
+def test_plans_are_remembered_up_to_a_number_of_tasks(monkeypatch):
     layer, plans = GRU(4), []
     layer.build((None, None, 2))
-    x, h = np.zeros((1, steps, 2), REAL), np.zeros((1, 4), REAL)
-    none = np.empty((0, 0, 0), REAL)
-    mask = np.empty((0, 0), np.uint8)
-    call = Call(
-        layer.config, x, h, True, mask, layer.cell.packed, none, none, (False, False),
-        place_of(plans),
-    )  # fmt: skip
-    for _ in range(2):
-        passes.forward(call, Outputs(none, h, h, none, none), 1)
-    assert (plans[0] is plans[1]) == remembered
+    place = place_of(plans)
+
+    def carry_out(steps):
+        x, h = np.zeros((1, steps, 2), REAL), np.zeros((1, 4), REAL)
+        none = np.empty((0, 0, 0), REAL)
+        mask = np.empty((0, 0), np.uint8)
+        call = Call(
+            layer.config, x, h, True, mask, layer.cell.packed, none, none,
+            (False, False), place,
+        )  # fmt: skip
+        passes.forward_tiled(call, Outputs(none, h, h, none, none), 1)
+        return plans[-1]
+
+    monkeypatch.setattr(passes, "_MOST_TASKS", 20)
+    passes._plans.clear()
+    eight, six = carry_out(8), carry_out(6)
+    assert [len(plan.tasks) for plan in (eight, six)] == [9, 7]
+    assert carry_out(8) is eight
+    four = carry_out(4)  # the six steps were used last of all but for these
+    assert carry_out(8) is eight
+    assert carry_out(4) is four
+    assert carry_out(6) is not six
+    more = carry_out(30)
+    assert carry_out(30) is more
+    assert carry_out(8) is not eight
+    passes._plans.clear()

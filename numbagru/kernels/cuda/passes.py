@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -27,8 +29,8 @@ __all__ = [
 ]
 
 _Build = Callable[..., list[Task]]
-# Of a plan that is remembered: some have two launches for each step, a kilobyte.
-_MOST_STEPS = 1000
+# Of all plans that are remembered, a kilobyte each: some have two for each step.
+_MOST_TASKS = 50_000
 
 
 def _rows(call: Call, chip: Chip) -> int:
@@ -124,14 +126,12 @@ def _carry_out(
     arrays = [call.x, call.h0, call.mask, call.x_drop, call.h_drop]
     arrays += [*call.weights.on(place), *others]
     forms = tuple([(array.shape, array.strides) for array in arrays])
-    remembered = call.x.shape[1] <= _MOST_STEPS
-    plan = (_plan if remembered else _plan.__wrapped__)(
+    plan = _plans.get(
         build, call.config, call.switches, place.chip(), rows_per_part, forms
     )
     place.carry_out(plan, arrays)
 
 
-@functools.lru_cache
 def _plan(
     build: _Build,
     config: Any,
@@ -140,7 +140,7 @@ def _plan(
     rows_per_part: int,
     forms: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...],
 ) -> Plan:
-    """Make the plan of a pass, which is remembered."""
+    """Make the plan of a pass."""
 
     def make(work: Any, *arrays: Any) -> list[Task]:
         x, h0, mask, x_drop, h_drop, W, R, bias, *others = arrays
@@ -153,3 +153,36 @@ def _plan(
     return Plan(
         make, [(*form, dtype) for form, dtype in zip(forms, dtypes, strict=True)]
     )
+
+
+class _Plans:
+    """Plans by what `_plan` makes them of: those used last, up to so many tasks."""
+
+    def __init__(self) -> None:
+        self._plans: OrderedDict[Any, Plan] = OrderedDict()
+        self._tasks, self._lock = 0, threading.Lock()
+
+    def get(self, *of: Any) -> Plan:
+        """Return a plan."""
+        with self._lock:
+            found = self._plans.get(of)
+            if found is not None:
+                self._plans.move_to_end(of)
+                return found
+        made = _plan(*of)
+        with self._lock:  # another thread may have been as far
+            found = self._plans.setdefault(of, made)
+            self._tasks += len(made.tasks) if found is made else 0
+            while self._tasks > _MOST_TASKS and len(self._plans) > 1:
+                _, oldest = self._plans.popitem(last=False)
+                self._tasks -= len(oldest.tasks)
+        return found
+
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._plans.clear()
+            self._tasks = 0
+
+
+_plans = _Plans()
