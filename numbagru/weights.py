@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from numbagru import dispatch, operands
 from numbagru.kernels import forward_cpu, panels
-from numbagru.kernels.call import REAL, bias_shape, whole_rows
+from numbagru.kernels.call import REAL, OnDevice, bias_shape, whole_rows
 from numbagru.prepared import Inference
-
-
-class OnDevice(NamedTuple):
-    """Weights in the memory of a CUDA device."""
-
-    kernel: np.ndarray
-    recurrent_kernel: np.ndarray
-    sum_bias: np.ndarray
 
 
 class Weights:

@@ -103,6 +103,14 @@ def bound(
     return kernel.entry(*kinds), tuple(values)
 
 
+class OnDevice(NamedTuple):
+    """Weights in the memory of a CUDA device."""
+
+    kernel: np.ndarray
+    recurrent_kernel: np.ndarray
+    sum_bias: np.ndarray
+
+
 class Outputs(NamedTuple):
     """Where the forward kernels write."""
 

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from numbagru.kernels.call import Call, Cotangents, Outputs, Results
+from numbagru.kernels.call import Call, Cotangents, OnDevice, Outputs, Results
 from numbagru.kernels.cuda import backward_cuda, elementwise, forward_cuda
 from numbagru.kernels.cuda.launch import Task
 from numbagru.kernels.cuda.limits import Chip, Split, copies, most_rows, split
 from numbagru.kernels.cuda.plans import Plan
 from numbagru.kernels.plain_cpu import saved_shapes
-from numbagru.weights import OnDevice
 
 __all__ = [
     "backward",
