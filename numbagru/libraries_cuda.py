@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from numbagru._driver_cuda import driver
-
 # An array's address, and what else kernels depend on: shape, dtype, device.
 Direct = tuple[int, tuple[Any, ...]]
 
@@ -24,9 +22,9 @@ class Numba:
     def __init__(self, x: Any) -> None:
         self.stream = x.__cuda_array_interface__.get("stream") or 0
 
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+    def empty(self, driver: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """Make an array."""
-        return driver().array(shape, dtype, self.stream)
+        return driver.array(shape, dtype, self.stream)
 
     @staticmethod
     def direct(x: Any) -> Direct | None:
@@ -47,7 +45,7 @@ class CuPy:
         """Address of the stream, 0 for the null stream."""
         return self._module.cuda.get_current_stream().ptr
 
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+    def empty(self, driver: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """Make an array on the current device."""
         return self._module.empty(shape, dtype)
 
@@ -72,7 +70,7 @@ class Torch:
         """Address of the stream, 0 for the null stream."""
         return self._module.cuda.current_stream(self._device).cuda_stream
 
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+    def empty(self, driver: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """Make a tensor on the device of the one that came."""
         double = dtype.itemsize == 8
         kind = self._module.float64 if double else self._module.float32

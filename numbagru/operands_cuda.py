@@ -129,7 +129,7 @@ class Device(Operands):
     def made(self, shape: tuple[int, ...], dtype: np.dtype) -> tuple[Any, int]:
         """Make an array of the caller's library; gives its address too."""
         with self._driver.on(self.number):
-            result = self._library.empty(shape, dtype)
+            result = self._library.empty(self._driver, shape, dtype)
         return result, result.__cuda_array_interface__["data"][0]
 
     def work(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:

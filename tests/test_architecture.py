@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "kernels": "_jit _jit_cuda scalar activations gates",
     "operands": "registry kernels",
     "_driver_cuda": "_jit_cuda",
-    "libraries_cuda": "_driver_cuda",
+    "libraries_cuda": "",
     "operands_cuda": "_driver_cuda kernels libraries_cuda operands",
     "dispatch": "kernels operands operands_cuda",
     "prepared": "dispatch kernels operands",
