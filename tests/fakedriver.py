@@ -7,14 +7,13 @@ before, which is NaN.
 """
 
 import collections
-import contextlib
 import ctypes
 import itertools
 import random
 import subprocess
 import tempfile
 import threading
-from ctypes import c_char_p, c_int, c_uint, c_uint8, c_uint64, c_void_p
+from ctypes import c_char_p, c_int, c_uint, c_uint64, c_void_p
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +42,7 @@ _ATTRIBUTES = {  # of an H200
     1: 1024, 2: 1024, 3: 1024, 4: 64, 5: 2**31 - 1, 6: 65535, 7: 65535, 8: _SHARED,
     10: 32, 16: 132, 75: 9, 76: 0, 81: 233472, 97: 232448,
 }  # fmt: skip
-_KINDS = {"p": c_void_p, "i": c_int, "u": c_uint, "q": c_uint64, "b": c_uint8,
-          "s": c_char_p}  # fmt: skip
+_KINDS = {"p": c_void_p, "i": c_int, "u": c_uint, "q": c_uint64, "s": c_char_p}
 
 functions = {}
 
@@ -245,30 +243,32 @@ class Driver:
         def copy():
             ctypes.memmove(target, source, size)
 
-        for address in (target, source):
-            with contextlib.suppress(DriverError):
-                place, count, _ = self._found(address)
-                if address + size > place + count:
-                    raise DriverError(_INVALID_VALUE)
         self._put_on(stream, copy)
 
-    @_function("qpq")
-    def cuMemcpyHtoD(self, target, source, size):
-        self._copy(target, source, size, 0)
-        self._wait(self._streams[0])
-
-    @_function("pqq")
-    def cuMemcpyDtoH(self, target, source, size):
-        self._copy(target, source, size, 0)
-        self._wait(self._streams[0])
+    def _check(self, address, size):
+        place, count, _ = self._found(address)
+        if address + size > place + count:
+            raise DriverError(_INVALID_VALUE)
 
     @_function("qpqp")
     def cuMemcpyHtoDAsync(self, target, source, size, stream):
+        self._check(target, size)
         self._copy(target, source, size, stream)
 
     @_function("pqqp")
     def cuMemcpyDtoHAsync(self, target, source, size, stream):
+        self._check(source, size)
         self._copy(target, source, size, stream)
+
+    @_function("qpq")
+    def cuMemcpyHtoD(self, target, source, size):
+        self.cuMemcpyHtoDAsync(target, source, size, 0)
+        self._wait(self._streams[0])
+
+    @_function("pqq")
+    def cuMemcpyDtoH(self, target, source, size):
+        self.cuMemcpyDtoHAsync(target, source, size, 0)
+        self._wait(self._streams[0])
 
     # Streams.
 
@@ -282,9 +282,9 @@ class Driver:
         self._device()
         self._work(stream).queue.append((next(self._count), do))
 
-    def _wait(self, work, last=None):
-        """Do what is on a stream, up to a number, and some of what others have."""
-        while work.queue and (last is None or work.queue[0][0] <= last):
+    def _wait(self, work):
+        """Do what is on a stream, and some of what others have."""
+        while work.queue:
             self._do_first(work)
             others = [other for other in self._streams.values() if other.queue]
             if others and self._order.random() < 0.5:

@@ -223,6 +223,14 @@ def test_too_little_memory(libcuda):
         libcuda.left = left
 
 
+def test_copies_stay_in_their_memory(libcuda):
+    there, here = cuda.device_array(4, np.float32), np.zeros(5, np.float32)
+    address, size = there.__cuda_array_interface__["data"][0], here.nbytes
+    invalid = driver.CUresult.CUDA_ERROR_INVALID_VALUE
+    assert driver.cuMemcpyHtoD(address, here.ctypes.data, size) == (invalid,)
+    assert driver.cuMemcpyDtoH(here.ctypes.data, address, size) == (invalid,)
+
+
 def test_results_of_size_0(libcuda):
     _, layer = twins()
     assert layer(cuda.to_device(np.empty((0, T, F), "float32"))).shape == (0, T, U)

@@ -7,9 +7,10 @@ the first has no products, the last nothing but them. With the reset gate before
 product it gives no more than the gradient of the candidate's sum; a second launch has
 the products of that, and gives those of z and r.
 
-A model, not yet timed: 8 multiply-adds for 6 numbers read from shared memory, half of
-the peak where there are blocks for all multiprocessors. For 1024 rows of 512 units 60
-us a step; backward_rows reads 3 MB of weights from the cache for every few rows, 200.
+A model, not yet timed: a warp's 8 multiply-adds take 2 cycles of a multiprocessor, the
+6 numbers that they read from shared memory 6: a third of the peak where there are
+blocks for all multiprocessors. For 1024 rows of 512 units 75 us a step; backward_rows
+reads 3 MB of weights from the cache for every few rows, 200.
 """
 
 from __future__ import annotations

@@ -7,10 +7,11 @@ over the units, on top of what the inputs gave. With the reset gate before the p
 step takes two launches, the second for the candidate. With dropout of the state there
 is a tile of states for each gate.
 
-A model, not yet timed: 12 multiply-adds for 7 numbers read from shared memory, 60 % of
-the peak where there are blocks for all multiprocessors, and some microseconds a launch.
-For 1024 rows of 512 units 60 us a step; forward_rows reads 3 MB of weights from the
-cache for every few rows, 200 us. With dropout of the state, 12 for 15.
+A model, not yet timed: a warp's 12 multiply-adds take 3 cycles of a multiprocessor, the
+7 numbers that they read from shared memory 7: 40 % of the peak where there are blocks
+for all multiprocessors, and some microseconds a launch. For 1024 rows of 512 units 60
+us a step; forward_rows reads 3 MB of weights from the cache for every few rows, 200 us.
+With dropout of the state, 12 for 15.
 """
 
 from __future__ import annotations
